@@ -1,0 +1,20 @@
+//! What the user wrote: settings of the daemon and monitors. Three steps, each with its own file: parse (`util::yaml`),
+//! assemble (`load`: defaults, environment, one tree per monitor), check (`check`: every fault of every file, with its
+//! place). Building what touches the network is `daemon::wire`'s.
+//!
+//! The structs are the manual: a field's doc comment gives meaning, unit and default, and `assayd schema` prints them.
+//! Absent on purpose: state. Settings never change after loading and hold no counters.
+
+mod check;
+mod diff;
+mod interpolate;
+mod load;
+mod monitor;
+mod settings;
+
+pub use diff::{Change, diff};
+pub use load::{Cache, Loaded, Overrides, load_monitors, load_settings};
+pub use monitor::{
+    AlertSpec, Budget, EvaluationSpec, ExtractSpec, For, MetricSpec, MonitorSpec, NotifyTarget, OnMissing, Over, SamplingSpec, SourceSpec, StepPatterns, Strategy,
+};
+pub use settings::{AuthSpec, ConcurrencySpec, LogFormat, LogSpec, ProfileSpec, RetentionSpec, RetrySpec, Rotation, Settings};

@@ -1,0 +1,116 @@
+use std::sync::Arc;
+
+use reqwest::{Method, RequestBuilder};
+use schemars::JsonSchema;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use tokio::sync::OnceCell;
+
+use crate::util::http::{self, Http, HttpError};
+
+/// A Langfuse project. The keys decide the project.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LangfuseConnection {
+    /// `https://cloud.langfuse.com`, or your own host; without `/api/public`.
+    #[serde(default = "default_base_url")]
+    pub base_url: String,
+    #[schemars(with = "String")]
+    pub public_key: SecretString,
+    #[schemars(with = "String")]
+    pub secret_key: SecretString,
+    /// `lf-whsec_...`: checks prompt webhooks.
+    #[schemars(with = "Option<String>")]
+    pub webhook_secret: Option<SecretString>,
+}
+
+fn default_base_url() -> String {
+    "https://cloud.langfuse.com".to_owned()
+}
+
+/// Which reads a server offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// `/api/public/v2/observations`
+    V4,
+    /// `/api/public/traces`
+    V3,
+}
+
+/// A client of one project. Cheap to clone; what was found by probing is shared by the clones.
+#[derive(Debug, Clone)]
+pub struct Langfuse {
+    http: Http,
+    base_url: String,
+    connection: Arc<LangfuseConnection>,
+    dialect: Arc<OnceCell<Dialect>>,
+    project: Arc<OnceCell<Option<String>>>,
+}
+
+impl Langfuse {
+    #[must_use]
+    pub fn new(connection: &LangfuseConnection, http: Http) -> Self {
+        let base_url = connection.base_url.trim_end_matches('/').to_owned();
+        Self { http, base_url, connection: Arc::new(connection.clone()), dialect: Arc::default(), project: Arc::default() }
+    }
+
+    #[must_use]
+    pub fn http(&self) -> &Http {
+        &self.http
+    }
+
+    /// A request with credentials; `path` begins behind `/api/public`.
+    #[must_use]
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http
+            .client
+            .request(method, format!("{}/api/public{path}", self.base_url))
+            .basic_auth(self.connection.public_key.expose_secret(), Some(self.connection.secret_key.expose_secret()))
+            .header("x-langfuse-sdk-name", "assayd")
+            .header("x-langfuse-sdk-version", env!("CARGO_PKG_VERSION"))
+    }
+
+    /// Found by asking once; remembered for the life of the client. A failed probe is asked again.
+    ///
+    /// # Errors
+    /// The probe's, except the 404 that means V3.
+    pub async fn dialect(&self) -> Result<Dialect, HttpError> {
+        self.dialect
+            .get_or_try_init(|| async {
+                let from = (jiff::Timestamp::now() - jiff::SignedDuration::from_mins(1)).to_string();
+                let query = [("limit", "1"), ("fromStartTime", from.as_str())];
+                let probe = self.http.send(|| self.request(Method::GET, "/v2/observations").query(&query), |answer| http::json::<serde_json::Value>(&answer)).await;
+                match probe {
+                    Ok(_) => Ok(Dialect::V4),
+                    // 404 is what an older server says; 410 and 405 are what a proxy in front of one may make of it.
+                    Err(HttpError::Status { status: 404 | 405 | 410, .. }) => Ok(Dialect::V3),
+                    Err(error) => Err(error),
+                }
+            })
+            .await
+            .copied()
+    }
+
+    /// Where a person finds a trace, once the project's id is known; `None` where the keys do not tell it.
+    pub async fn trace_url(&self, trace_id: &str) -> Option<String> {
+        let project = self.project.get_or_init(|| async { self.project_id().await.ok() }).await;
+        project.as_ref().map(|project| format!("{}/project/{project}/traces/{trace_id}", self.base_url))
+    }
+
+    /// The cheapest check of the credentials: exempt from rate limits.
+    ///
+    /// # Errors
+    /// 401 for refused keys, 403 for an organisation's key.
+    pub async fn project_id(&self) -> Result<String, HttpError> {
+        #[derive(Deserialize)]
+        struct Projects {
+            data: Vec<Project>,
+        }
+        #[derive(Deserialize)]
+        struct Project {
+            id: String,
+        }
+        let projects: Projects = self.http.send(|| self.request(Method::GET, "/projects"), |answer| http::json(&answer)).await?;
+        projects.data.into_iter().next().map(|project| project.id).ok_or_else(|| HttpError::NotJson("the answer names no project".to_owned()))
+    }
+}

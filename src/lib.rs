@@ -1,0 +1,11 @@
+//! assayd: a daemon that tells a team when the answers of their LLM product get worse.
+
+pub mod alerting;
+pub mod connections;
+pub mod metrics;
+pub mod model;
+pub mod providers;
+pub mod schedule;
+pub mod sinks;
+pub mod sources;
+pub mod util;

@@ -1,0 +1,196 @@
+//! How a case is judged. A metric turns one case into one [`Outcome`]; it is told everything and keeps nothing.
+//!
+//! To add one: a file with its config struct, an example, the [`Metric`] and an `inventory::submit!`, and one `mod` line.
+//! Absent on purpose: retries, limits and prices (those are `providers::layers`), thresholds and gates (`pipeline`).
+
+mod contains;
+mod cost;
+mod equals;
+mod expression;
+mod json;
+mod latency;
+mod length;
+mod levenshtein;
+mod llm_judge;
+mod regex;
+
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
+
+use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::{
+    model::{Case, Outcome, Usage},
+    providers::{CallCx, Models},
+    util::plugin::Kind,
+};
+pub use crate::sources::BuildError;
+
+pub type MetricKind = Kind<dyn MetricConfig>;
+inventory::collect!(MetricKind);
+
+/// Settings of one metric, without the keys that all metrics share (`name`, `type`, `when`, `threshold`, `higher_is_better`).
+pub trait MetricConfig: Debug + Send + Sync {
+    /// Pure, like `SourceConfig::build`.
+    ///
+    /// # Errors
+    /// What is wrong with the settings, and the key it hangs on.
+    fn build(&self, cx: &MetricBuildCx<'_>) -> Result<Arc<dyn Metric>, BuildError>;
+
+    /// Free metrics run before dear ones.
+    fn price(&self) -> Price {
+        Price::Free
+    }
+
+    /// All that decides the verdict, in a stable form: the metric's revision is a hash of it.
+    fn revision(&self, cx: &MetricBuildCx<'_>) -> String;
+
+    /// The templates and expressions in the settings, so that the loader knows whether they use observations.
+    fn templates(&self) -> Vec<&str> {
+        Vec::new()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Price {
+    Free,
+    Paid,
+}
+
+pub struct MetricBuildCx<'a> {
+    /// Profiles by the name that `model:` gives.
+    pub models: &'a dyn Models,
+}
+
+/// What a metric is told about the item it judges.
+pub struct MetricCx<'a> {
+    pub case: &'a Case,
+    /// `input`, `output`, `context`, `expected`, `metadata`, `trace` and `scores` as template variables, built once an item.
+    pub view: &'a minijinja::Value,
+    /// Of the trace itself, where the source knows them.
+    pub latency_ms: Option<f64>,
+    pub cost_usd: Option<f64>,
+    /// Outcomes of the metrics that ran before, by name.
+    pub scores: &'a BTreeMap<String, Outcome>,
+    /// Who is asking, for the layers below.
+    pub call: CallCx<'a>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judgement {
+    pub outcome: Outcome,
+    pub usage: Usage,
+}
+
+impl From<Outcome> for Judgement {
+    /// A judgement that cost nothing.
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, usage: Usage::default() }
+    }
+}
+
+#[async_trait]
+pub trait Metric: Send + Sync {
+    /// Never panics on any text; may be cancelled at any await. `Outcome::Scored` has a value in [0, 1], and `passed`
+    /// where the metric has a verdict of its own (a threshold, applied by the caller, replaces it).
+    async fn judge(&self, cx: &MetricCx<'_>) -> Judgement;
+
+    /// NUMERIC, BOOLEAN or CATEGORICAL, as Langfuse names them.
+    fn data_type(&self) -> DataType {
+        DataType::Numeric
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataType {
+    Numeric,
+    Boolean,
+    Categorical,
+}
+
+impl DataType {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Numeric => "NUMERIC",
+            Self::Boolean => "BOOLEAN",
+            Self::Categorical => "CATEGORICAL",
+        }
+    }
+}
+
+/// The text of a case that a heuristic looks at: `input`, `output`, `context`, `expected` or `metadata.KEY`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(with = "String")]
+pub enum Field {
+    Input,
+    Output,
+    Context,
+    Expected,
+    Metadata(String),
+}
+
+impl Default for Field {
+    fn default() -> Self {
+        Self::Output
+    }
+}
+
+impl TryFrom<String> for Field {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "input" => Ok(Self::Input),
+            "output" => Ok(Self::Output),
+            "context" => Ok(Self::Context),
+            "expected" => Ok(Self::Expected),
+            _ => match text.strip_prefix("metadata.") {
+                Some(key) if !key.is_empty() => Ok(Self::Metadata(key.to_owned())),
+                _ => Err(format!("unknown field `{text}`, expected input, output, context, expected or metadata.KEY")),
+            },
+        }
+    }
+}
+
+impl Field {
+    /// The text, or `None` where the case has no such metadata.
+    #[must_use]
+    pub fn of<'a>(&self, case: &'a Case) -> Option<&'a str> {
+        match self {
+            Self::Input => Some(&case.input),
+            Self::Output => Some(&case.output),
+            Self::Context => Some(&case.context),
+            Self::Expected => Some(&case.expected),
+            Self::Metadata(key) => case.metadata.get(key).map(String::as_str),
+        }
+    }
+
+    /// The text, or the outcome that says it is missing.
+    ///
+    /// # Errors
+    /// `NotApplicable`.
+    pub fn require<'a>(&self, case: &'a Case) -> Result<&'a str, Outcome> {
+        self.of(case).ok_or_else(|| Outcome::NotApplicable { reason: format!("the case has no {self}") })
+    }
+}
+
+impl std::fmt::Display for Field {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Input => f.write_str("input"),
+            Self::Output => f.write_str("output"),
+            Self::Context => f.write_str("context"),
+            Self::Expected => f.write_str("expected"),
+            Self::Metadata(key) => write!(f, "metadata.{key}"),
+        }
+    }
+}
+
+/// A verdict that is yes or no: value 1 or 0.
+#[must_use]
+pub fn verdict(passed: bool, reason: impl Into<String>) -> Outcome {
+    Outcome::Scored { value: f64::from(u8::from(passed)), raw: None, label: None, passed: Some(passed), reason: reason.into() }
+}

@@ -1,0 +1,105 @@
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// The state of one alert of one monitor (SPEC 3).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AlertState {
+    #[default]
+    Inactive,
+    /// The condition holds, but not yet for as long as `for` asks.
+    Pending,
+    Firing,
+    /// Was firing; the condition no longer holds.
+    Resolved,
+    Learning,
+    NoData,
+    /// Fewer than `min_samples`.
+    Insufficient,
+    Error,
+}
+
+impl AlertState {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inactive => "inactive",
+            Self::Pending => "pending",
+            Self::Firing => "firing",
+            Self::Resolved => "resolved",
+            Self::Learning => "learning",
+            Self::NoData => "no_data",
+            Self::Insufficient => "insufficient",
+            Self::Error => "error",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    Critical,
+    #[default]
+    Warning,
+    Info,
+}
+
+/// Where a message goes: a kind of sink (`slack`, `log`) and its target (a channel).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Route {
+    /// Name of the sink kind: `slack`; `log` when nothing is configured.
+    pub sink: String,
+    /// Name of the connection used.
+    pub connection: String,
+    /// `#llm-alerts`; empty for `log`.
+    pub target: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AlertEventKind {
+    Firing,
+    /// Still firing, said again after `repeat`.
+    Repeat,
+    Resolved,
+}
+
+/// What a person is told: everything a message needs, nothing rendered yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AlertEvent {
+    /// Same for every event of one firing: (monitor, alert, when it began). Threads hang on it.
+    pub fingerprint: String,
+    pub kind: AlertEventKind,
+    pub monitor: String,
+    pub alert: String,
+    pub severity: Severity,
+    /// `mean < 0.8`, or the name of a built-in rule.
+    pub condition: String,
+    /// One sentence with the figures: "helpful: mean 0.71 over 130 answers, below 0.8".
+    pub summary: String,
+    pub metric: Option<String>,
+    /// The measured statistic, where there is one.
+    pub value: Option<f64>,
+    pub threshold: Option<f64>,
+    /// How many scores the figure rests on.
+    pub n: Option<u64>,
+    /// `24h`, `5 runs`
+    pub window: Option<String>,
+    pub since: Timestamp,
+    pub at: Timestamp,
+    pub run_id: String,
+    pub labels: BTreeMap<String, String>,
+    /// At most three, worst first.
+    pub worst: Vec<WorstItem>,
+}
+
+/// An example in a message. `reason` is untrusted text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorstItem {
+    pub item_id: String,
+    pub value: f64,
+    pub reason: String,
+    pub url: Option<String>,
+}

@@ -1,0 +1,59 @@
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{Case, Trigger};
+
+/// Namespace of every id that assayd derives (a UUIDv5 of the URL namespace and `urn:assayd`), fixed for ever:
+/// a change would make a published score appear a second time.
+const NAMESPACE: Uuid = Uuid::from_u128(0x8d1b_3c5e_6f0a_5b7c_9a3d_41f2_77e0_c6b4);
+
+/// The dedup key (source_key, monitor_key, item_id), hashed to 16 bytes so that a ledger of millions stays small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ItemKey(pub [u8; 16]);
+
+impl ItemKey {
+    /// `source_key` = `source.type:source.name`, `monitor_key` = the monitor's name (SPEC 6).
+    #[must_use]
+    pub fn new(source_key: &str, monitor_key: &str, item_id: &str) -> Self {
+        let hash = hash_parts(&[source_key, monitor_key, item_id]);
+        let mut key = [0; 16];
+        key.copy_from_slice(&hash.as_bytes()[..16]);
+        Self(key)
+    }
+}
+
+/// Length-prefixed, so that ("ab", "c") and ("a", "bc") differ.
+fn hash_parts(parts: &[&str]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    hasher.finalize()
+}
+
+fn derived(parts: &[&str]) -> Uuid {
+    Uuid::new_v5(&NAMESPACE, hash_parts(parts).as_bytes())
+}
+
+/// A run is (monitor, slot); a run by hand may share the millisecond of a slot, hence the trigger.
+#[must_use]
+pub fn run_id(monitor: &str, slot: Timestamp, trigger: Trigger) -> String {
+    derived(&["run", monitor, &slot.to_string(), trigger.as_str()]).to_string()
+}
+
+/// A score is (monitor, metric, metric_revision, item_id, content_hash): the same judgement has the same id for ever.
+#[must_use]
+pub fn score_id(monitor: &str, metric: &str, revision: &str, item_id: &str, content_hash: &str) -> String {
+    derived(&["score", monitor, metric, revision, item_id, content_hash]).to_string()
+}
+
+/// 32 hex digits over what is judged.
+#[must_use]
+pub fn content_hash(case: &Case) -> String {
+    let mut parts = vec![case.input.as_str(), &case.output, &case.context, &case.expected];
+    for (key, value) in &case.metadata {
+        parts.extend([key.as_str(), value]);
+    }
+    hash_parts(&parts).to_hex()[..32].to_owned()
+}

@@ -1,0 +1,16 @@
+//! Plain data that every other folder speaks in: traces, cases, outcomes, scores, decisions, runs, alerts.
+//!
+//! Nothing here does I/O, reads a clock or knows a setting. What a user wrote lives in `config`, stored rows
+//! in `store`, wire JSON in the plug-in that speaks it; those convert to and from these types.
+
+mod alert;
+mod ids;
+mod outcome;
+mod run;
+mod trace;
+
+pub use alert::{AlertEvent, AlertEventKind, AlertState, Route, Severity, WorstItem};
+pub use ids::{ItemKey, content_hash, run_id, score_id};
+pub use outcome::{Decision, ItemCounts, Outcome, Score, Usage};
+pub use run::{AlertLine, MetricSummary, PublishedCounts, RunReport, RunStatus, Trigger};
+pub use trace::{Case, Observation, Trace};

@@ -1,0 +1,99 @@
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{AlertState, ItemCounts};
+
+/// Who asked for a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trigger {
+    Schedule,
+    /// The latest slot missed during downtime.
+    CatchUp,
+    /// `schedule.on_start`
+    Start,
+    Manual,
+}
+
+impl Trigger {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            // A slot runs once whoever fires it, so a caught-up slot has the id of the scheduled one.
+            Self::Schedule | Self::CatchUp => "schedule",
+            Self::Start => "start",
+            Self::Manual => "manual",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunStatus {
+    Running,
+    Succeeded,
+    /// Some judgements failed or were deferred.
+    Partial,
+    /// The run could not do its work.
+    Failed,
+}
+
+impl RunStatus {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Partial => "partial",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What a run did: printed by `assayd once --format json`, kept with the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunReport {
+    pub run_id: String,
+    pub monitor: String,
+    pub slot: Timestamp,
+    pub trigger: Trigger,
+    pub status: RunStatus,
+    /// Why the run failed or is partial; absent when it succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    pub counts: ItemCounts,
+    pub metrics: BTreeMap<String, MetricSummary>,
+    pub published: BTreeMap<String, PublishedCounts>,
+    pub alerts: Vec<AlertLine>,
+    pub cost_usd: f64,
+    pub duration_ms: u64,
+}
+
+/// A metric over one run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct MetricSummary {
+    /// Scored items.
+    pub n: u64,
+    pub mean: Option<f64>,
+    /// Share of `passed`, where the metric has a threshold.
+    pub pass_rate: Option<f64>,
+    pub failed: u64,
+    /// 95 % Wilson interval of the mean.
+    pub low: Option<f64>,
+    pub high: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedCounts {
+    pub delivered: u64,
+    pub pending: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlertLine {
+    pub name: String,
+    pub state: AlertState,
+    pub reason: String,
+}

@@ -1,0 +1,4 @@
+//! Not written yet.
+
+#[derive(Debug, Clone)]
+pub struct ScheduleSpec;

@@ -1,0 +1,112 @@
+//! Where results and alerts go. A sink is handed what the outbox holds and says, row by row, what became of it; when to
+//! try again, and when to give up, is the outbox's to decide (`pipeline::publish`).
+//!
+//! To add one: a file with its config struct, an example, the [`Sink`] and an `inventory::submit!`, and one `mod` line.
+//! A [`Notifier`] is a sink for people: it renders an `AlertEvent`.
+
+mod jsonl;
+mod langfuse;
+pub mod slack;
+
+use std::{fmt::Debug, path::Path, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use crate::{
+    connections::Connections,
+    model::{AlertEvent, Score},
+    util::{http::Http, plugin::Kind},
+};
+pub use crate::sources::BuildError;
+
+pub type SinkKind = Kind<dyn SinkConfig>;
+inventory::collect!(SinkKind);
+
+/// Settings of one entry of a monitor's `publish:`, without `type`.
+pub trait SinkConfig: Debug + Send + Sync {
+    /// Pure, like `SourceConfig::build`.
+    ///
+    /// # Errors
+    /// What is wrong with the settings, and the key it hangs on.
+    fn build(&self, cx: &SinkCx<'_>) -> Result<Arc<dyn Sink>, BuildError>;
+
+    /// Names the queue in outbox, metrics and reports: the kind, and what tells two of a kind apart (`langfuse`,
+    /// `langfuse:eu`, `jsonl:scores.jsonl`). Monitors that publish to the same place share a queue.
+    fn queue(&self) -> String;
+
+    /// Settings that a later process needs to deliver what this one left behind, as JSON; no secrets.
+    fn fingerprint(&self) -> String;
+}
+
+pub struct SinkCx<'a> {
+    pub connections: &'a Connections,
+    pub http: &'a Http,
+    /// Relative paths start here: the folder of the settings file.
+    pub base_dir: &'a Path,
+}
+
+/// A score on its way out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Delivery {
+    pub score: Score,
+    /// NUMERIC | BOOLEAN | CATEGORICAL
+    pub data_type: String,
+    pub observation_id: Option<String>,
+    /// Of the trace.
+    pub environment: Option<String>,
+}
+
+#[async_trait]
+pub trait Sink: Send + Sync {
+    /// Delivers a batch, oldest first, and answers for every row in the batch's order. May be called again with rows
+    /// that did arrive (a crash before our record): the same `score_id` must not become a second score. `Err` says that
+    /// the sink as a whole could not be served, and no row is held to be delivered. Makes one attempt; no waiting.
+    async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Result<(), RowError>>, SinkError>;
+
+    /// Rows a call of `deliver` takes at most.
+    fn batch_size(&self) -> usize {
+        100
+    }
+
+    /// A cheap check for `validate --live`; a sentence on success.
+    async fn probe(&self) -> Result<String, SinkError>;
+}
+
+/// What became of one row.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// Refused for good: the row is dead, the reason is kept.
+    #[error("{0}")]
+    Dead(String),
+    /// Try this row again.
+    #[error("{0}")]
+    Retry(String),
+}
+
+/// The sink could not be served: everything stays queued.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct SinkError {
+    pub message: String,
+    pub retry_after: Option<Duration>,
+    /// False where another try cannot help without somebody acting (key refused): still queued, tried rarely.
+    pub transient: bool,
+}
+
+/// Tells people.
+#[async_trait]
+pub trait Notifier: Send + Sync {
+    /// Sends one event to `target`. `thread` is what an earlier event of the same fingerprint returned. Returns what
+    /// later events need to find this one, if the service has such a thing. At least once: a crash between the
+    /// service's answer and our record sends again.
+    async fn notify(&self, event: &AlertEvent, target: &str, thread: Option<&str>) -> Result<Option<String>, NotifyError>;
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum NotifyError {
+    #[error("{message}")]
+    Retry { message: String, retry_after: Option<Duration> },
+    /// No such channel, token refused: the event is dead, the reason is kept.
+    #[error("{0}")]
+    Dead(String),
+}
