@@ -6,5 +6,6 @@ pub mod backoff;
 pub mod duration;
 pub mod http;
 pub mod plugin;
+pub mod template;
 pub mod text;
 pub mod yaml;
