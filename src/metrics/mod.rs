@@ -25,7 +25,7 @@ use crate::{
     providers::{CallCx, Models},
     util::plugin::Kind,
 };
-pub use crate::sources::BuildError;
+pub use crate::util::plugin::BuildError;
 
 pub type MetricKind = Kind<dyn MetricConfig>;
 inventory::collect!(MetricKind);

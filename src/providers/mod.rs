@@ -17,7 +17,7 @@ use crate::{
     model::Usage,
     util::{http::{Http, HttpError}, plugin::Kind},
 };
-pub use crate::sources::BuildError;
+pub use crate::util::plugin::BuildError;
 
 pub type ProviderKind = Kind<dyn ProviderConfig>;
 inventory::collect!(ProviderKind);

@@ -17,7 +17,7 @@ use crate::{
     model::{AlertEvent, Score},
     util::{http::Http, plugin::Kind},
 };
-pub use crate::sources::BuildError;
+pub use crate::util::plugin::BuildError;
 
 pub type SinkKind = Kind<dyn SinkConfig>;
 inventory::collect!(SinkKind);

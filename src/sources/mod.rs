@@ -17,6 +17,7 @@ use crate::{
     model::Trace,
     util::{http::Http, plugin::Kind},
 };
+pub use crate::util::plugin::BuildError;
 
 pub type SourceKind = Kind<dyn SourceConfig>;
 inventory::collect!(SourceKind);
@@ -38,21 +39,6 @@ pub struct SourceCx<'a> {
     pub base_dir: &'a PathBuf,
     /// Whether the monitor reads `trace.observations` or `trace.steps`.
     pub wants_observations: bool,
-}
-
-/// Why a block cannot be built; `key` is the key inside the block that is at fault, where there is one.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{message}")]
-pub struct BuildError {
-    pub key: Option<&'static str>,
-    pub message: String,
-}
-
-impl BuildError {
-    #[must_use]
-    pub fn at(key: &'static str, message: impl Into<String>) -> Self {
-        Self { key: Some(key), message: message.into() }
-    }
 }
 
 /// `[from, to)`: items with `from <= timestamp < to`.

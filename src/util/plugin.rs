@@ -27,3 +27,18 @@ pub fn parse<T: DeserializeOwned>(node: &Node, faults: &mut Vec<Fault>) -> Optio
 pub fn schema<T: schemars::JsonSchema>(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
     T::json_schema(generator)
 }
+
+/// Why a block cannot be built; `key` is the key inside the block that is at fault, where there is one.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct BuildError {
+    pub key: Option<&'static str>,
+    pub message: String,
+}
+
+impl BuildError {
+    #[must_use]
+    pub fn at(key: &'static str, message: impl Into<String>) -> Self {
+        Self { key: Some(key), message: message.into() }
+    }
+}
