@@ -8,4 +8,5 @@ pub mod providers;
 pub mod schedule;
 pub mod sinks;
 pub mod sources;
+pub mod store;
 pub mod util;
