@@ -206,7 +206,7 @@ async fn sent(db: &mut SqliteConnection, batch: &SentBatch) -> Result<u64, sqlx:
             Fate::Delivered => {
                 sqlx::query("UPDATE outbox SET state = 1, attempts = attempts + 1, error = NULL, delivered_us = $1 WHERE id = $2").bind(batch.at_us).bind(id).execute(&mut *db).await?
             }
-            Fate::Dead(error) => sqlx::query("UPDATE outbox SET state = 2, attempts = attempts + 1, error = $1 WHERE id = $2").bind(error).bind(id).execute(&mut *db).await?,
+            Fate::Dead(error) => sqlx::query("UPDATE outbox SET state = 2, attempts = attempts + 1, error = $1, next_us = $2 WHERE id = $3").bind(error).bind(batch.at_us).bind(id).execute(&mut *db).await?,
             Fate::Again(failure) => {
                 let sql = "UPDATE outbox SET attempts = attempts + 1, next_us = $1, error = $2 WHERE id = $3";
                 sqlx::query(sql).bind(failure.next_us).bind(&failure.error).bind(id).execute(&mut *db).await?

@@ -31,7 +31,7 @@ use tokio::sync::watch;
 pub use read::{ExportFilter, ItemLife, MonitorStatus, QueueStatus, Since};
 pub use retention::Retention;
 pub use types::{
-    AlertRow, DrawBatch, Due, DueNotice, Failure, Fate, ItemEnd, ItemOutcome, NewItem, NewNotice, NewScore, NoticeEnd, Pending, RunRow, SentBatch, WindowStats,
+    AlertRow, DrawBatch, Due, DueNotice, Failure, Fate, ItemEnd, ItemOutcome, NewItem, NewNotice, NewScore, NoticeEnd, Pending, RunRow, SentBatch,
 };
 pub use writer::Writer;
 use writer::{Reply, Request, Write};

@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use jiff::Timestamp;
 use sqlx::{Row, sqlite::SqliteRow};
 
-use super::{Due, DueNotice, Pending, RunRow, Store, WindowStats};
+use super::{Due, DueNotice, Pending, RunRow, Store};
 use crate::{
+    alerting::Tally,
     model::{ItemKey, RunReport, Score},
     sinks::Delivery,
 };
@@ -222,40 +223,46 @@ impl Store {
         sqlx::query(text).bind(key.0.as_slice()).fetch_all(&self.read).await?.iter().map(score).collect()
     }
 
-    /// Figures of one metric over scores made at or after `since_us`, or by the `runs` latest runs.
+    /// What lies in a window of one metric's judgements (of all metrics without a name). `values` and `latencies` say
+    /// whether the single figures are wanted, whose cost grows with the window.
     ///
     /// # Errors
     /// The database's.
-    pub async fn window(&self, monitor: &str, metric: Option<&str>, since: Since) -> Result<WindowStats> {
+    pub async fn tally(&self, monitor: &str, metric: Option<&str>, since: &Since, values: bool, latencies: bool) -> Result<Tally> {
+        let window = format!("FROM scores WHERE monitor = {MONITOR} AND ($2 IS NULL OR metric = $2) AND {}", since.condition());
         let text = format!(
-            "SELECT sum(outcome = 'scored') AS scored, sum(outcome = 'failed') AS failed, avg(CASE WHEN outcome = 'scored' THEN value END) AS mean,
-                    avg(CASE WHEN outcome = 'scored' THEN passed END) AS pass_rate, coalesce(sum(cost_usd), 0.0) AS cost
-             FROM scores WHERE monitor = {MONITOR} AND ($2 IS NULL OR metric = $2) AND {}",
-            since.condition()
+            "SELECT count(CASE WHEN outcome = 'scored' THEN passed END) AS verdicts, coalesce(sum(CASE WHEN outcome = 'scored' THEN passed END), 0) AS passed,
+                    coalesce(sum(outcome = 'failed'), 0) AS failed, sum(cost_usd) AS cost {window}"
         );
         let row = sqlx::query(sql(text)).bind(monitor).bind(metric).bind(since.value()).fetch_one(&self.read).await?;
-        let count = |name: &str| -> Result<u64> { Ok(u64::try_from(row.try_get::<Option<i64>, _>(name)?.unwrap_or(0)).unwrap_or(0)) };
-        Ok(WindowStats { scored: count("scored")?, failed: count("failed")?, mean: row.try_get("mean")?, pass_rate: row.try_get("pass_rate")?, cost_usd: row.try_get("cost")? })
+        let count = |name: &str| -> Result<u64> { Ok(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or(0)) };
+        let mut tally = Tally { with_verdict: count("verdicts")?, passed: count("passed")?, failed: count("failed")?, cost_usd: row.try_get("cost")?, ..Tally::default() };
+        if values {
+            let text = format!("SELECT value {window} AND outcome = 'scored'");
+            tally.values = sqlx::query_scalar(sql(text)).bind(monitor).bind(metric).bind(since.value()).fetch_all(&self.read).await?;
+        }
+        if latencies {
+            let text = format!("SELECT CAST(latency_ms AS REAL) {window} AND latency_ms IS NOT NULL");
+            tally.latencies_ms = sqlx::query_scalar(sql(text)).bind(monitor).bind(metric).bind(since.value()).fetch_all(&self.read).await?;
+        }
+        Ok(tally)
     }
 
-    /// The scored values of a window in ascending order, for percentiles; or their latencies in milliseconds.
+    /// Judgements since an instant that gave a score, and those that failed.
     ///
     /// # Errors
     /// The database's.
-    pub async fn window_values(&self, monitor: &str, metric: Option<&str>, since: Since, latency: bool) -> Result<Vec<f64>> {
-        let column = if latency { "CAST(latency_ms AS REAL)" } else { "value" };
-        let text = format!(
-            "SELECT {column} AS v FROM scores WHERE monitor = {MONITOR} AND ($2 IS NULL OR metric = $2) AND {} AND outcome = 'scored' AND v IS NOT NULL ORDER BY v",
-            since.condition()
-        );
-        sqlx::query_scalar(sql(text)).bind(monitor).bind(metric).bind(since.value()).fetch_all(&self.read).await
+    pub async fn judgements(&self, monitor: &str, since_us: i64) -> Result<(u64, u64)> {
+        let text = format!("SELECT coalesce(sum(outcome = 'scored'), 0), coalesce(sum(outcome = 'failed'), 0) FROM scores WHERE monitor = {MONITOR} AND created_us >= $2");
+        let (scored, failed): (i64, i64) = sqlx::query_as(sql(text)).bind(monitor).bind(since_us).fetch_one(&self.read).await?;
+        Ok((u64::try_from(scored).unwrap_or(0), u64::try_from(failed).unwrap_or(0)))
     }
 
     /// The worst scored items of a window: (item, value, reason, url).
     ///
     /// # Errors
     /// The database's.
-    pub async fn worst(&self, monitor: &str, metric: &str, since: Since, higher_is_better: bool, n: u32) -> Result<Vec<(String, f64, String, Option<String>)>> {
+    pub async fn worst(&self, monitor: &str, metric: &str, since: &Since, higher_is_better: bool, n: u32) -> Result<Vec<(String, f64, String, Option<String>)>> {
         let order = if higher_is_better { "ASC" } else { "DESC" };
         let text = format!(
             "SELECT item_id, value, reason, url FROM scores WHERE monitor = {MONITOR} AND metric = $2 AND {} AND outcome = 'scored' ORDER BY value {order}, created_us DESC LIMIT $4",
@@ -273,13 +280,14 @@ impl Store {
         sqlx::query_as(sql(format!("SELECT name, memory FROM alerts WHERE monitor = {MONITOR}"))).bind(monitor).fetch_all(&self.read).await
     }
 
-    /// Dead rows of a monitor's scores, over all queues.
+    /// Rows of a monitor's scores that a sink refused for good: since an instant, and all.
     ///
     /// # Errors
     /// The database's.
-    pub async fn dead_rows(&self, monitor: &str) -> Result<u64> {
-        let n: i64 = sqlx::query_scalar(sql(format!("SELECT count(*) FROM outbox o JOIN scores s ON s.id = o.score WHERE o.state = 2 AND s.monitor = {MONITOR}"))).bind(monitor).fetch_one(&self.read).await?;
-        Ok(u64::try_from(n).unwrap_or(0))
+    pub async fn dead_rows(&self, monitor: &str, since_us: i64) -> Result<(u64, u64)> {
+        let text = format!("SELECT coalesce(sum(o.next_us >= $2), 0), count(*) FROM outbox o JOIN scores s ON s.id = o.score WHERE o.state = 2 AND s.monitor = {MONITOR}");
+        let (new, all): (i64, i64) = sqlx::query_as(sql(text)).bind(monitor).bind(since_us).fetch_one(&self.read).await?;
+        Ok((u64::try_from(new).unwrap_or(0), u64::try_from(all).unwrap_or(0)))
     }
 
     /// Rows of a queue that may be sent now, oldest first.

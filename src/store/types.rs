@@ -155,13 +155,3 @@ pub enum NoticeEnd {
     Dead(String),
     Again(Failure),
 }
-
-/// Figures over a window of scores of one metric.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct WindowStats {
-    pub scored: u64,
-    pub failed: u64,
-    pub mean: Option<f64>,
-    pub pass_rate: Option<f64>,
-    pub cost_usd: f64,
-}
