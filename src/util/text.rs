@@ -21,6 +21,14 @@ pub fn one_line(text: &str, max: usize) -> String {
     clip(clean.trim(), max)
 }
 
+/// A number for people: at most four decimals, no trailing zeros (`0.71`, `130`, `1234.5`).
+#[must_use]
+pub fn figure(value: f64) -> String {
+    let text = format!("{value:.4}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text == "-0" { "0".to_owned() } else { text.to_owned() }
+}
+
 /// The candidate nearest to `word`, if one is near enough to be what was meant.
 #[must_use]
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
@@ -44,6 +52,11 @@ mod tests {
     #[test]
     fn a_terminal_escape_never_survives() {
         assert_eq!(one_line("a\x1b[31mb\r\nc\u{202e}d", 80), "a [31mb  c d");
+    }
+
+    #[test]
+    fn figures_are_short() {
+        assert_eq!([0.0, -0.000_01, 130.0, 100.5, 0.712_345, f64::NAN].map(figure), ["0", "0", "130", "100.5", "0.7123", "NaN"]);
     }
 
     #[test]
