@@ -84,7 +84,7 @@ pub const BUILTINS: [Builtin; 4] = [
 ];
 
 /// With a next slot this far off, the first failure is told: the second would come too late.
-const SELDOM: Duration = Duration::from_secs(3600);
+const SELDOM: Duration = Duration::from_hours(1);
 
 /// Two failures in a row, since one is often over by the next slot. One is enough where no run ever succeeded (a mistake
 /// in the settings does not go away) and where runs are rare.
@@ -105,7 +105,7 @@ fn runs_failing(health: &Health) -> Finding {
 /// Nothing new for three slots and at least an hour: shorter gaps are a quiet night, not a broken source. While runs
 /// fail nobody knows what the source holds, and `runs-failing` says so already.
 fn no_data(health: &Health) -> Finding {
-    let patience = health.period.saturating_mul(3).max(Duration::from_secs(3600));
+    let patience = health.period.saturating_mul(3).max(Duration::from_hours(1));
     let Some(since) = health.last_new_item_at.or(health.first_run_at) else {
         return Finding::new(Observed::NoData, "it has not run yet".to_owned());
     };
@@ -117,7 +117,7 @@ fn no_data(health: &Health) -> Finding {
     // Whole minutes: a message that says `1h 0m 13s 207ms` is hard to read.
     let minutes = Human::mins(quiet.as_secs() / 60);
     let what = if health.last_new_item_at.is_some() { "no new item for" } else { "no item at all since the first run," };
-    let summary = if quiet < Duration::from_secs(60) { "new items arrived within the last minute".to_owned() } else { format!("{what} {minutes}") };
+    let summary = if quiet < Duration::from_mins(1) { "new items arrived within the last minute".to_owned() } else { format!("{what} {minutes}") };
     Finding::new(Observed::Breached(quiet >= patience), summary)
 }
 
@@ -143,7 +143,11 @@ fn judgements_failed(health: &Health) -> Finding {
 fn dead_rows(health: &Health) -> Finding {
     let (new, all) = (health.dead_rows_new, health.dead_rows.max(health.dead_rows_new));
     let rows = if new == 1 { "row was" } else { "rows were" };
-    let summary = if new == 0 { "no row was refused by a sink in the last 24h".to_owned() } else { format!("{new} {rows} refused for good by a sink in the last 24h ({all} in all)") };
+    let summary = if new == 0 {
+        "no row was refused by a sink in the last 24h".to_owned()
+    } else {
+        format!("{new} {rows} refused for good by a sink in the last 24h ({all} in all)")
+    };
     Finding { n: Some(new), ..Finding::new(Observed::Breached(new > 0), summary) }
 }
 
@@ -151,7 +155,7 @@ fn dead_rows(health: &Health) -> Finding {
 mod tests {
     use super::*;
 
-    const MINUTE: Duration = Duration::from_secs(60);
+    const MINUTE: Duration = Duration::from_mins(1);
 
     fn healthy() -> Health {
         let now = Timestamp::from_second(1_767_225_600).unwrap();
@@ -199,7 +203,7 @@ mod tests {
     fn one_failure_is_a_hiccup_unless_it_is_the_first_run_or_runs_are_rare() {
         let one = Health { failed_in_a_row: 1, ..healthy() };
         assert_eq!(check("runs-failing", &one).observed, Observed::Breached(false));
-        assert_eq!(check("runs-failing", &Health { period: Duration::from_secs(86_400), ..one.clone() }).observed, Observed::Breached(true));
+        assert_eq!(check("runs-failing", &Health { period: Duration::from_hours(24), ..one.clone() }).observed, Observed::Breached(true));
         assert_eq!(
             seen("runs-failing", &Health { ever_succeeded: false, last_error: Some("HTTP 401:\n\x1b[31mno".into()), ..one }),
             (Observed::Breached(true), "the last run failed, none has ever succeeded: HTTP 401:  [31mno".into())
@@ -217,14 +221,17 @@ mod tests {
         assert_eq!(quiet(60, 1), (Observed::Breached(true), "no new item for 1h".into()));
         assert_eq!(quiet(89, 30).0, Observed::Breached(false));
         assert_eq!(quiet(90, 30).0, Observed::Breached(true));
-        assert_eq!(seen("no-data", &Health { last_new_item_at: None, ..healthy() }), (Observed::Breached(true), "no item at all since the first run, 2d 2h".into()));
+        assert_eq!(
+            seen("no-data", &Health { last_new_item_at: None, ..healthy() }),
+            (Observed::Breached(true), "no item at all since the first run, 2d 2h".into())
+        );
         let failing = Health { failed_in_a_row: 1, last_new_item_at: None, ..healthy() };
         assert!(matches!(check("no-data", &failing).observed, Observed::Error(_)), "a failing source is another alert");
     }
 
     #[test]
     fn failed_judgements_are_watched_by_their_share() {
-        let share = |failed, scored| seen("judgements-failed", &Health { failed, scored, ..healthy() });
+        let share = |failed, scored| seen("judgements-failed", &Health { scored, failed, ..healthy() });
         assert_eq!(share(20, 80).0, Observed::Breached(false), "exactly 20 % is not over 20 %");
         assert_eq!(share(21, 79), (Observed::Breached(true), "21 of 100 judgements failed in the last 24h (21 %)".into()));
         assert_eq!(share(4, 0).0, Observed::Insufficient { n: 4, need: 5 });
@@ -234,7 +241,10 @@ mod tests {
 
     #[test]
     fn dead_rows_are_told_and_fall_silent_after_a_day() {
-        assert_eq!(seen("dead-rows", &Health { dead_rows_new: 3, ..healthy() }), (Observed::Breached(true), "3 rows were refused for good by a sink in the last 24h (17 in all)".into()));
+        assert_eq!(
+            seen("dead-rows", &Health { dead_rows_new: 3, ..healthy() }),
+            (Observed::Breached(true), "3 rows were refused for good by a sink in the last 24h (17 in all)".into())
+        );
         assert_eq!(check("dead-rows", &healthy()).observed, Observed::Breached(false));
     }
 }

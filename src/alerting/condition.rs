@@ -214,7 +214,20 @@ mod tests {
             ["", "mean", "maen < 0.8", "median < 0.8", "mean == 0.8", "mean < ", "mean < 80%", "mean < 4", "mean < NaN", "cost_usd > -1", "mean < baseline - 0.02", "banana > 1"]
                 .map(|text| format!("{text:<24}{}", error(text)))
                 .join("\n"),
-            @"");
+            @"
+                                `` has no comparison; write it like `mean < 0.8`, with <, <=, > or >=
+        mean                    `mean` has no comparison; write it like `mean < 0.8`, with <, <=, > or >=
+        maen < 0.8              unknown statistic `maen`, did you mean `mean`? (known are mean, pass_rate, failed_rate, p10, p50, p90, n, cost_usd, latency_p95)
+        median < 0.8            unknown statistic `median`, did you mean `p50`? (known are mean, pass_rate, failed_rate, p10, p50, p90, n, cost_usd, latency_p95)
+        mean == 0.8             `mean == 0.8`: the comparison is one of <, <=, > and >=
+        mean <                  there is no number after the comparison; write it like `mean < 0.8`
+        mean < 80%              `80%` is not a number; write a share between 0 and 1, like 0.2 for 20 %
+        mean < 4                mean is a score, which is normalised to [0, 1], so the threshold has to be between 0 and 1, not 4
+        mean < NaN              mean is a score, which is normalised to [0, 1], so the threshold has to be between 0 and 1, not NaN
+        cost_usd > -1           cost_usd is what the judgements cost, in USD, so the threshold has to be at least 0, not -1
+        mean < baseline - 0.02  a comparison with a baseline is not supported yet; compare with a number, like `mean < 0.8`
+        banana > 1              unknown statistic `banana` (known are mean, pass_rate, failed_rate, p10, p50, p90, n, cost_usd, latency_p95)
+        ");
     }
 
     #[test]
@@ -249,6 +262,12 @@ mod tests {
                 summary("mean < 0.8", None, 0),
             ]
             .join("\n"),
-            @"");
+            @"
+        helpful: mean 0.7123 over 130 answers, below 0.8
+        helpful: mean 0.83 over 1 answer, not below 0.8
+        helpful: mean 0.79999 over 130 answers, below 0.8
+        helpful: n 2, below 5
+        helpful: no mean yet, there is nothing to measure
+        ");
     }
 }

@@ -94,7 +94,10 @@ pub enum Reason {
     FirstBreach,
     HeldLongEnough(Hold),
     /// Pending: not yet for as long as `for` asks. Runs so far, or the time since the first of them.
-    StillHolding { so_far: Hold, need: Hold },
+    StillHolding {
+        so_far: Hold,
+        need: Hold,
+    },
     RepeatDue,
     RepeatNotDue,
     /// Was firing.
@@ -102,7 +105,10 @@ pub enum Reason {
     /// Was pending: nobody was told, nobody is.
     EndedBeforeFiring,
     InBounds,
-    NotEnoughSamples { n: u64, need: u64 },
+    NotEnoughSamples {
+        n: u64,
+        need: u64,
+    },
     NoData,
     CouldNotEvaluate(String),
     /// A run counts once, however often it is evaluated.
@@ -125,6 +131,7 @@ impl fmt::Display for Reason {
             Self::FirstBreach => f.write_str("the condition holds"),
             Self::HeldLongEnough(Hold::Runs(runs)) => write!(f, "the condition held {runs} runs in a row"),
             Self::HeldLongEnough(hold) => write!(f, "the condition held for {hold}"),
+            Self::StillHolding { so_far: Hold::Runs(runs), need } => write!(f, "the condition has held for {runs} of {need}"),
             Self::StillHolding { so_far, need } => write!(f, "the condition has held for {so_far} of {need}"),
             Self::RepeatDue => f.write_str("still firing, and due to be said again"),
             Self::RepeatNotDue => f.write_str("still firing, said before"),
@@ -181,7 +188,9 @@ pub fn step(memory: &AlertMemory, rule: &Rule, observed: &Observed, now: Timesta
         Observed::Breached(true) if memory.state == AlertState::Firing => still_firing(&mut memory, rule, now),
         Observed::Breached(true) => breached(&mut memory, rule, now),
         Observed::Breached(false) => in_bounds(&mut memory, now),
-        Observed::Insufficient { n, need } => Verdict::Quiet(unknown(&mut memory, AlertState::Insufficient, Reason::NotEnoughSamples { n: *n, need: *need }, now)),
+        Observed::Insufficient { n, need } => {
+            Verdict::Quiet(unknown(&mut memory, AlertState::Insufficient, Reason::NotEnoughSamples { n: *n, need: *need }, now))
+        }
         Observed::NoData => Verdict::Quiet(unknown(&mut memory, AlertState::NoData, Reason::NoData, now)),
         Observed::Error(error) => {
             // The streak stays as it was, and the run may still be evaluated: an error is no observation.
@@ -297,14 +306,62 @@ mod tests {
     #[test]
     fn two_runs_in_a_row_fire_and_one_good_run_resolves() {
         let few = Insufficient { n: 3, need: 30 };
-        let seen = [Breached(true), Breached(false), Breached(true), Breached(true), Breached(true), few, NoData, Error("no such table".into()), Breached(false), Breached(false)];
-        insta::assert_snapshot!(story(Rule { hold: Hold::Runs(2), repeat: REPEAT }, &seen), @"");
+        let seen = [
+            Breached(true),
+            Breached(false),
+            Breached(true),
+            Breached(true),
+            Breached(true),
+            few,
+            NoData,
+            Error("no such table".into()),
+            Breached(false),
+            Breached(false),
+        ];
+        insta::assert_snapshot!(story(Rule { hold: Hold::Runs(2), repeat: REPEAT }, &seen), @"
+        0 pending      -        the condition has held for 1 of 2 runs
+        1 inactive     -        the condition no longer holds and had not held for long enough to fire
+        2 pending      -        the condition has held for 1 of 2 runs
+        3 firing       Firing   the condition held 2 runs in a row
+        4 firing       -        still firing, said before
+        5 firing       -        3 of 30 samples
+        6 firing       -        no data in the window
+        7 firing       -        could not be evaluated: no such table
+        8 resolved     Resolved the condition no longer holds
+        9 inactive     -        the condition does not hold
+        ");
     }
 
     #[test]
     fn time_is_counted_from_the_first_breach() {
-        let seen = [Breached(true), Breached(true), Error("busy".into()), Breached(true), NoData, Breached(true), Breached(true), Breached(true), Breached(true), NoData, Breached(false), Breached(true)];
-        insta::assert_snapshot!(story(Rule { hold: Hold::Time(Human::mins(3)), repeat: Human::mins(2) }, &seen), @"");
+        let seen = [
+            Breached(true),
+            Breached(true),
+            Error("busy".into()),
+            Breached(true),
+            NoData,
+            Breached(true),
+            Breached(true),
+            Breached(true),
+            Breached(true),
+            NoData,
+            Breached(false),
+            Breached(true),
+        ];
+        insta::assert_snapshot!(story(Rule { hold: Hold::Time(Human::mins(3)), repeat: Human::mins(2) }, &seen), @"
+        0 pending      -        the condition has held for 0s of 3m
+        1 pending      -        the condition has held for 1m of 3m
+        2 error        -        could not be evaluated: busy
+        3 firing       Firing   the condition held for 3m
+        4 firing       -        no data in the window
+        5 firing       Repeat   still firing, and due to be said again
+        6 firing       -        still firing, said before
+        7 firing       Repeat   still firing, and due to be said again
+        8 firing       -        still firing, said before
+        9 firing       -        no data in the window
+        10 resolved     Resolved the condition no longer holds
+        11 pending      -        the condition has held for 0s of 3m
+        ");
     }
 
     #[test]

@@ -105,8 +105,8 @@ impl FromStr for Statistic {
                 "cost" => Some("cost_usd"),
                 _ => nearest(name, names),
             };
-            let hint = near.map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
-            format!("unknown statistic `{name}`: {hint}known are {}", names.join(", "))
+            let hint = near.map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();
+            format!("unknown statistic `{name}`{hint} (known are {})", names.join(", "))
         })
     }
 }
@@ -175,10 +175,11 @@ mod tests {
         fn a_percentile_is_one_of_the_values_and_has_its_share_below(values in proptest::collection::vec(0.0f64..1.0, 1..60), p in 1.0f64..=100.0) {
             let found = percentile(&values, p).unwrap();
             prop_assert!(values.contains(&found));
-            let at_or_below = values.iter().filter(|value| **value <= found).count() as f64;
-            let below = values.iter().filter(|value| **value < found).count() as f64;
-            prop_assert!(at_or_below >= p * values.len() as f64 / 100.0);
-            prop_assert!(below < p * values.len() as f64 / 100.0);
+            let at_or_below = values.iter().filter(|value| **value <= found).count() as u64;
+            let below = values.iter().filter(|value| **value < found).count() as u64;
+            let asked = p * to_f64(values.len() as u64) / 100.0;
+            prop_assert!(to_f64(at_or_below) >= asked);
+            prop_assert!(to_f64(below) < asked);
         }
     }
 

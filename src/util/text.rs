@@ -17,7 +17,10 @@ pub fn clip(text: &str, max: usize) -> String {
 /// Bidirectional overrides, which reorder what a reader sees, go the same way.
 #[must_use]
 pub fn one_line(text: &str, max: usize) -> String {
-    let clean: String = text.chars().map(|c| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') { ' ' } else { c }).collect();
+    let clean: String = text
+        .chars()
+        .map(|c| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') { ' ' } else { c })
+        .collect();
     clip(clean.trim(), max)
 }
 
