@@ -106,7 +106,8 @@ pub trait Notifier: Send + Sync {
 pub enum NotifyError {
     #[error("{message}")]
     Retry { message: String, retry_after: Option<Duration> },
-    /// No such channel, token refused: the event is dead, the reason is kept.
+    /// The message itself would be refused for ever: the event is dead, the reason is kept. What a person can mend (a
+    /// token, a channel) is `Retry` with a long `retry_after`, so that an outage of any kind loses nothing.
     #[error("{0}")]
     Dead(String),
 }
