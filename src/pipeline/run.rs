@@ -170,7 +170,10 @@ async fn draw_and_judge(books: &Books<'_>, mut pages: mpsc::Receiver<Vec<Fetched
                 for candidate in candidates.open {
                     if candidate.always {
                         always.push(candidate);
-                    } else if let Some(out) = reservoir.offer(&candidate.fetched_id, candidate.item_us, candidate) {
+                        continue;
+                    }
+                    let (id, at_us) = (candidate.fetched_id.clone(), candidate.item_us);
+                    if let Some(out) = reservoir.offer(&id, at_us, candidate) {
                         batch.push(out.sampled_out());
                     }
                 }
