@@ -33,9 +33,6 @@ pub trait SinkConfig: Debug + Send + Sync {
     /// Names the queue in outbox, metrics and reports: the kind, and what tells two of a kind apart (`langfuse`,
     /// `langfuse:eu`, `jsonl:scores.jsonl`). Monitors that publish to the same place share a queue.
     fn queue(&self) -> String;
-
-    /// Settings that a later process needs to deliver what this one left behind, as JSON; no secrets.
-    fn fingerprint(&self) -> String;
 }
 
 pub struct SinkCx<'a> {
