@@ -19,10 +19,11 @@ pub(super) struct Arguments {
 pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(), Failure> {
     let settings = settings(overrides)?;
     let loaded = monitors(&settings);
-    let store = Store::open_to_read(&settings.state).ok();
     let now = Timestamp::now();
     let (mut rows, mut queues) = (Vec::new(), Vec::new());
     block_on(async {
+        // Before the first run there is none.
+        let store = Store::open_to_read(&settings.state).await.ok();
         for (name, spec) in &loaded.monitors {
             let next = Plan::new(&spec.schedule, name).ok().and_then(|plan| plan.next_after(now)).filter(|_| spec.enabled);
             let status = match &store {

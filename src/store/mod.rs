@@ -95,7 +95,8 @@ impl Store {
     ///
     /// # Errors
     /// When there is none yet.
-    pub fn open_to_read(state: &Path) -> anyhow::Result<Self> {
+    #[expect(clippy::unused_async, reason = "the pool wants a runtime around it")]
+    pub async fn open_to_read(state: &Path) -> anyhow::Result<Self> {
         let path = state.join(FILE);
         anyhow::ensure!(path.exists(), "there is no store at {} yet: nothing has run", path.display());
         let (_, health) = watch::channel(Health::Well);
