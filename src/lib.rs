@@ -1,8 +1,11 @@
 //! assayd: a daemon that tells a team when the answers of their LLM product get worse.
 
 pub mod alerting;
+pub mod cli;
 pub mod config;
 pub mod connections;
+pub mod control;
+pub mod daemon;
 pub mod metrics;
 pub mod model;
 pub mod pipeline;

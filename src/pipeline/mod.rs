@@ -24,7 +24,7 @@ use tokio::sync::watch;
 
 pub use monitor::{BuildEnv, Monitor};
 pub use publish::{Couriers, NOTICES};
-pub use run::{Order, Progress, run};
+pub use run::{Order, Progress, published, run};
 
 use crate::{config::NotifyTarget, schedule::clock::Clock, store::Store};
 

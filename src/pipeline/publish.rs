@@ -9,6 +9,8 @@ use std::{
 
 use jiff::Timestamp;
 
+use tokio::sync::watch;
+
 use super::Services;
 use crate::{
     sinks::{Notifier, NotifyError, RowError, Sink},
@@ -74,10 +76,10 @@ impl Couriers {
         lock(&self.sinks).keys().cloned().collect()
     }
 
-    /// Serves one queue until the store closes.
-    pub async fn serve(&self, services: &Services, queue: &str) {
+    /// Serves one queue until `stop` says so or the store closes; a request under way is finished.
+    pub async fn serve(&self, services: &Services, queue: &str, mut stop: watch::Receiver<bool>) {
         let mut wake = services.outbox.subscribe();
-        loop {
+        while !*stop.borrow() {
             let until_us = match self.round(services, queue).await {
                 Ok(Round::Sent) => continue,
                 Ok(Round::Idle { until_us }) => until_us,
@@ -88,6 +90,7 @@ impl Couriers {
                 }
             };
             tokio::select! {
+                () = stopped(&mut stop) => return,
                 changed = wake.changed() => {
                     if changed.is_err() {
                         return;
@@ -119,10 +122,10 @@ impl Couriers {
         }
     }
 
-    /// Serves the messages until the store closes.
-    pub async fn serve_notices(&self, services: &Services) {
+    /// Serves the messages until `stop` says so or the store closes.
+    pub async fn serve_notices(&self, services: &Services, mut stop: watch::Receiver<bool>) {
         let mut wake = services.outbox.subscribe();
-        loop {
+        while !*stop.borrow() {
             let until_us = match self.notices(services).await {
                 Ok(Round::Sent) => continue,
                 Ok(Round::Idle { until_us }) => until_us,
@@ -133,6 +136,7 @@ impl Couriers {
                 }
             };
             tokio::select! {
+                () = stopped(&mut stop) => return,
                 changed = wake.changed() => if changed.is_err() { return },
                 () = sleep_until(services, until_us) => {}
             }
@@ -250,4 +254,9 @@ async fn sleep_until(services: &Services, until_us: Option<i64>) {
     let wait = u64::try_from(until_us.saturating_sub(services.now_us())).unwrap_or(0);
     // Waking now and then lets a wall clock that was set back not hold a row for ever.
     tokio::time::sleep(Duration::from_micros(wait.max(1000)).min(Duration::from_secs(60))).await;
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // A sender that is gone asks for the same.
+    let _ = stop.wait_for(|stop| *stop).await;
 }

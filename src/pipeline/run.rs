@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     metrics::Price,
-    model::{Decision, ItemCounts, ItemKey, MetricSummary, Outcome, PublishedCounts, RunReport, RunStatus, Trace, Trigger},
+    model::{Decision, ItemCounts, ItemKey, MetricSummary, Outcome, PublishedCounts, RunReport, RunStatus, Trace},
     sources::{Fetched, Pages, SourceError, Window},
     store::{Closed, DrawBatch, ItemEnd, ItemOutcome, NewItem, NewScore, Pending, RunRow},
     telemetry,
@@ -30,7 +30,6 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Order {
     pub run: RunRow,
-    pub trigger: Trigger,
     /// Overrides the watermark; such a run moves none.
     pub since: Option<Timestamp>,
     pub until: Option<Timestamp>,
@@ -429,7 +428,8 @@ async fn complete(books: &Books<'_>, page: Vec<Fetched>) -> Result<Vec<Fetched>,
     completed.buffered(COMPLETIONS).collect::<Vec<_>>().await.into_iter().collect()
 }
 
-async fn published(services: &Services, run_id: &str, monitor: &Monitor) -> BTreeMap<String, PublishedCounts> {
+/// Delivered and waiting rows of a run, by queue; a queue of the monitor that has none yet is there with zeros.
+pub async fn published(services: &Services, run_id: &str, monitor: &Monitor) -> BTreeMap<String, PublishedCounts> {
     let mut published: BTreeMap<String, PublishedCounts> = monitor.queues.iter().map(|queue| (queue.clone(), PublishedCounts::default())).collect();
     // Figures for a reader; the outbox itself is what counts.
     for (queue, delivered, pending) in services.store.published(run_id).await.unwrap_or_default() {
@@ -607,7 +607,7 @@ impl<'a> Books<'a> {
             run_id: self.order.run.id.clone(),
             monitor: self.monitor.spec.name.clone(),
             slot: Timestamp::from_microsecond(self.order.run.slot_us).unwrap_or(started),
-            trigger: self.order.trigger,
+            trigger: self.order.run.trigger,
             status,
             error: error.map(|error| crate::util::text::one_line(&error, 500)),
             counts,

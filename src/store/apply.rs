@@ -54,7 +54,7 @@ pub(super) async fn apply(db: &mut SqliteConnection, names: &mut Names, write: &
 async fn begin_run(db: &mut SqliteConnection, names: &mut Names, run: &RunRow) -> Result<u64, sqlx::Error> {
     let monitor = names.monitor(db, &run.monitor).await?;
     let sql = "INSERT INTO runs (id, monitor, slot_us, trigger, status, seed, publish, started_us) VALUES ($1, $2, $3, $4, 'running', $5, $6, $7) ON CONFLICT (id) DO NOTHING";
-    let done = sqlx::query(sql).bind(&run.id).bind(monitor).bind(run.slot_us).bind(&run.trigger).bind(run.seed).bind(run.publish).bind(run.started_us).execute(db).await?;
+    let done = sqlx::query(sql).bind(&run.id).bind(monitor).bind(run.slot_us).bind(run.trigger.name()).bind(run.seed).bind(run.publish).bind(run.started_us).execute(db).await?;
     Ok(done.rows_affected())
 }
 

@@ -97,7 +97,7 @@ fn run(row: &SqliteRow) -> Result<RunRow> {
         id: row.try_get("id")?,
         monitor: row.try_get("name")?,
         slot_us: row.try_get("slot_us")?,
-        trigger: row.try_get("trigger")?,
+        trigger: crate::model::Trigger::from_name(row.try_get("trigger")?),
         seed: row.try_get("seed")?,
         publish: row.try_get("publish")?,
         started_us: row.try_get("started_us")?,
@@ -152,12 +152,14 @@ impl Store {
         rows.iter().map(run).collect()
     }
 
-    /// The newest slot that a monitor has run (or begun) by its schedule.
+    /// The newest slot that each monitor has run (or begun) by its schedule.
     ///
     /// # Errors
     /// The database's.
-    pub async fn last_slot(&self, monitor: &str) -> Result<Option<i64>> {
-        sqlx::query_scalar(sql(format!("SELECT max(slot_us) FROM runs WHERE monitor = {MONITOR} AND trigger IN ('\"schedule\"', '\"catch_up\"')"))).bind(monitor).fetch_one(&self.read).await
+    pub async fn last_slots(&self) -> Result<std::collections::HashMap<String, i64>> {
+        let text = "SELECT m.name, max(r.slot_us) FROM runs r JOIN monitors m ON m.id = r.monitor WHERE r.trigger IN ('schedule', 'catch_up') GROUP BY m.name";
+        let rows: Vec<(String, i64)> = sqlx::query_as(text).fetch_all(&self.read).await?;
+        Ok(rows.into_iter().collect())
     }
 
     /// The latest finished runs, newest first.

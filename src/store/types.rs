@@ -9,8 +9,7 @@ pub struct RunRow {
     pub id: String,
     pub monitor: String,
     pub slot_us: i64,
-    /// `Trigger` as JSON text.
-    pub trigger: String,
+    pub trigger: crate::model::Trigger,
     pub seed: i64,
     /// False for `--no-publish`.
     pub publish: bool,
