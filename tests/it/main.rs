@@ -4,6 +4,9 @@
 //! services that assayd talks to. Tests wait for events. Where a test sleeps, the time itself is its subject.
 
 mod build;
+mod evaluate;
+mod pipeline;
+mod publish;
 mod site;
 mod world;
 
