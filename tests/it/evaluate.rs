@@ -87,16 +87,19 @@ async fn heuristics_judge_as_documented() {
 async fn a_judge_can_say_yes_or_no_or_choose() {
     let site = Site::new().await;
     site.world.langfuse.add_some(3);
-    let boolean = with(judge(), json!({ "name": "polite", "output": null, "threshold": null }));
-    let mut boolean = boolean;
-    boolean["output"] = json!({ "kind": "boolean" });
-    boolean.as_object_mut().unwrap().remove("threshold");
-    site.monitor("m", &with(langfuse(), json!({ "metrics": [boolean] })));
+    let prompt = "Is it polite? {{ input }} {{ output }}";
+    let boolean = json!({ "name": "polite", "type": "judge", "model": "judge", "prompt": prompt, "output": { "kind": "boolean" } });
+    let choice = json!({ "name": "tone", "type": "judge", "model": "judge", "prompt": prompt, "output": { "kind": "categories", "categories": ["rude", "dry", "kind"] } });
+    site.monitor("m", &with(langfuse(), json!({ "metrics": [boolean, choice] })));
     assert_eq!(count(&site.once("m").await, "scored"), 3);
-    for rows in site.world.langfuse.scores().values() {
-        assert_eq!((rows[0].data_type.as_deref(), rows[0].value.as_f64()), (Some("BOOLEAN"), Some(1.0)), "{rows:?}");
+    for ((_, name), rows) in site.world.langfuse.scores() {
+        let (kind, value) = if name == "polite" { ("BOOLEAN", json!(1)) } else { ("CATEGORICAL", json!("kind")) };
+        assert_eq!(rows[0].data_type.as_deref(), Some(kind), "{rows:?}");
+        assert!(rows[0].value == value || rows[0].value.as_f64() == value.as_f64() && value.is_number(), "{rows:?}");
     }
-    assert!(site.export(&[]).await.iter().all(|row| row["passed"] == true && row["value"] == 1.0));
+    let rows = site.export(&[]).await;
+    assert!(rows.iter().filter(|row| row["metric"] == "polite").all(|row| row["value"] == 1.0), "{rows:?}");
+    assert!(rows.iter().filter(|row| row["metric"] == "tone").all(|row| row["label"] == "kind"), "{rows:?}");
 }
 
 #[tokio::test]

@@ -3,10 +3,13 @@
 //! Nothing here knows the inside. A [`site::Site`] is a folder with settings and monitors; its [`world::World`] has the
 //! services that assayd talks to. Tests wait for events. Where a test sleeps, the time itself is its subject.
 
+mod alerts;
 mod build;
 mod evaluate;
+mod kills;
 mod pipeline;
 mod publish;
+mod reload;
 mod site;
 mod world;
 
