@@ -5,11 +5,13 @@
 
 mod alerts;
 mod build;
+mod cli;
 mod evaluate;
 mod kills;
 mod pipeline;
 mod publish;
 mod reload;
+mod schedule;
 mod site;
 mod world;
 
