@@ -101,20 +101,20 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             ended = monitors.run_ended() => monitors.ended(ended),
             Some(command) = commands.recv() => match command {
                 Command::RunNow { monitor, request, reply } => monitors.run_now(&monitor, &request, reply),
-                Command::Reload { reply } => drop(reply.send(monitors.reload().await)),
+                Command::Reload { reply } => drop(reply.send(monitors.reload(true).await)),
             },
             Some(()) = changed.recv() => next_look = next_look.min(tokio::time::Instant::now() + watch::SETTLE),
             () = tokio::time::sleep_until(next_look) => {
                 if let Some(files) = &mut files {
                     files.again();
                 }
-                monitors.reload().await;
+                monitors.reload(false).await;
                 next_look = tokio::time::Instant::now() + rescan;
             }
             Some(signal) = signals.recv() => match signal {
                 SIGHUP => {
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
-                    monitors.reload().await;
+                    monitors.reload(true).await;
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
                 }
                 _ => break None,

@@ -233,7 +233,7 @@ labels: { price: "$$5", team: "${TEAM:-support}" }
 schedule: { every: 1h }
 source: { type: file, path: answers.jsonl, lookback: 3650d, settle: 0s }
 sampling: { strategy: oldest, n: "${N}" }
-metrics: [{ name: money, type: regex, field: output, pattern: "${N}" }]
+metrics: [{ name: money, type: regex, field: output, pattern: "[${N}]" }]
 "#,
     );
     site.run(&["validate"]).await.expect(0);
