@@ -1,4 +1,4 @@
-//! The daemon: one loop owns all state of the monitors ([`Daemon`]); runs, couriers and the API are tasks that send it
+//! The daemon: one loop owns all state of the monitors ([`run`]); runs, couriers and the API are tasks that send it
 //! messages. What a message does is a method; the loop itself fits on a screen.
 
 mod housekeeping;
