@@ -14,10 +14,16 @@ pub(super) struct Arguments {
 
 pub(super) fn explain(overrides: &Overrides, arguments: &Arguments) -> Result<(), Failure> {
     let settings = settings(overrides)?;
-    let store = Store::open_to_read(&settings.state)?;
-    let lives = block_on(async { Ok(store.item_life(&arguments.monitor, &arguments.item).await?) })?;
+    let lives = block_on(async {
+        let store = Store::open_to_read(&settings.state).await?;
+        Ok(store.item_life(&arguments.monitor, &arguments.item).await?)
+    })?;
     if lives.is_empty() {
-        eprintln!("assayd: monitor `{}` knows nothing of an item `{}`: it was not fetched, or is no longer remembered", one_line(&arguments.monitor, 64), one_line(&arguments.item, 128));
+        eprintln!(
+            "assayd: monitor `{}` knows nothing of an item `{}`: it was not fetched, or is no longer remembered",
+            one_line(&arguments.monitor, 64),
+            one_line(&arguments.item, 128)
+        );
         return Err(Failure::Problems);
     }
     print(&lives.iter().map(render).collect::<String>())

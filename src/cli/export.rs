@@ -28,9 +28,9 @@ const PAGE: u32 = 1000;
 
 pub(super) fn export(overrides: &Overrides, arguments: &Arguments) -> Result<(), Failure> {
     let settings = settings(overrides)?;
-    let store = Store::open_to_read(&settings.state)?;
     let filter = ExportFilter { monitor: arguments.monitor.clone(), since_us: arguments.since.map(Timestamp::as_microsecond) };
     block_on(async {
+        let store = Store::open_to_read(&settings.state).await?;
         let (mut after, mut first) = (0, true);
         loop {
             let (scores, next) = store.export(&filter, after, PAGE).await?;

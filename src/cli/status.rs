@@ -19,10 +19,11 @@ pub(super) struct Arguments {
 pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(), Failure> {
     let settings = settings(overrides)?;
     let loaded = monitors(&settings);
-    let store = Store::open_to_read(&settings.state).ok();
     let now = Timestamp::now();
     let (mut rows, mut queues) = (Vec::new(), Vec::new());
     block_on(async {
+        // Before the first run there is none.
+        let store = Store::open_to_read(&settings.state).await.ok();
         for (name, spec) in &loaded.monitors {
             let next = Plan::new(&spec.schedule, name).ok().and_then(|plan| plan.next_after(now)).filter(|_| spec.enabled);
             let status = match &store {
@@ -47,7 +48,8 @@ pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(),
                         "waiting": status.waiting, "alerts": alerts })
             })
             .collect();
-        let queues: Vec<_> = queues.iter().map(|queue| json!({ "sink": queue.name, "waiting": queue.waiting, "dead": queue.dead, "error": queue.error })).collect();
+        let queues: Vec<_> =
+            queues.iter().map(|queue| json!({ "sink": queue.name, "waiting": queue.waiting, "dead": queue.dead, "error": queue.error })).collect();
         return print(&format!("{}\n", json!({ "monitors": monitors, "outbox": queues, "faults": faults })));
     }
     let mut shown = table(&["monitor", "next run", "last run", "scored", "watermark lag", "alerts"]);
@@ -81,7 +83,12 @@ pub(super) fn healthcheck(overrides: &Overrides) -> Result<(), Failure> {
     }
     block_on(async {
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build().map_err(anyhow::Error::from)?;
-        let answer = http.get(format!("http://{address}/readyz")).send().await.map_err(|error| anyhow::Error::new(error).context("the daemon does not answer"))?;
-        if answer.status().is_success() { Ok(()) } else { Err(Failure::Error(anyhow::anyhow!("the daemon is not ready: {}", one_line(&answer.text().await.unwrap_or_default(), 300)))) }
+        let answer =
+            http.get(format!("http://{address}/readyz")).send().await.map_err(|error| anyhow::Error::new(error).context("the daemon does not answer"))?;
+        if answer.status().is_success() {
+            Ok(())
+        } else {
+            Err(Failure::Error(anyhow::anyhow!("the daemon is not ready: {}", one_line(&answer.text().await.unwrap_or_default(), 300))))
+        }
     })
 }

@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream};
+use futures_util::{
+    StreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::mpsc;
 
@@ -74,7 +78,13 @@ const LEFTOVERS: u32 = 50;
 ///
 /// # Errors
 /// When the store has closed: the process is going down, the run stays open and is finished after the restart.
-pub async fn run(monitor: &Monitor, services: &Services, order: &Order) -> Result<RunReport, Closed> {
+// Boxed so that the proof that a run may move between threads is made here, where its lifetimes are known.
+#[must_use]
+pub fn run<'a>(monitor: &'a Monitor, services: &'a Services, order: &'a Order) -> BoxFuture<'a, Result<RunReport, Closed>> {
+    Box::pin(run_once(monitor, services, order))
+}
+
+async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Result<RunReport, Closed> {
     let started = services.clock.now();
     let books = Books::new(monitor, services, order);
     let timeout = monitor.spec.schedule.timeout;
@@ -108,7 +118,7 @@ pub async fn run(monitor: &Monitor, services: &Services, order: &Order) -> Resul
 }
 
 /// The pipeline.
-async fn work(books: &Books<'_>) -> Result<(), Stopped> {
+async fn work<'a>(books: &'a Books<'a>) -> Result<(), Stopped> {
     // What an earlier run drew and did not finish, then what waits for another try.
     if !books.order.dry_run {
         leftovers(books, false, u64::MAX).await?;
@@ -131,31 +141,18 @@ async fn work(books: &Books<'_>) -> Result<(), Stopped> {
 }
 
 /// New items as they come: dedup -> observations -> filter -> extract -> sample -> evaluate -> record.
-async fn draw_and_judge(books: &Books<'_>, mut pages: mpsc::Receiver<Vec<Fetched>>) -> Result<(), Stopped> {
+async fn draw_and_judge<'a>(books: &'a Books<'a>, mut pages: mpsc::Receiver<Vec<Fetched>>) -> Result<(), Stopped> {
     let concurrency = books.monitor.spec.evaluation.concurrency.max(1);
     match Rule::new(&books.monitor.spec.sampling, books.order.run.seed) {
         Rule::Share(share) => {
             // Each page is drawn, stored and judged while the next one is on its way.
-            let failure = Mutex::new(None);
-            let items = stream::unfold(pages, |mut pages| async {
-                let page = pages.recv().await?;
-                let drawn = match draw_page(books, page, share).await {
-                    Ok((drawn, full)) => {
-                        if full {
-                            pages.close();
-                        }
-                        drawn
-                    }
-                    Err(error) => {
-                        *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                        pages.close();
-                        Vec::new()
-                    }
-                };
-                Some((stream::iter(drawn), pages))
-            });
-            judge_all(books, items.flatten(), concurrency).await?;
-            failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+            let failure = Arc::new(Mutex::new(None));
+            let of_stream = Arc::clone(&failure);
+            let items = stream::unfold((pages, of_stream), move |(pages, failure)| -> BoxFuture<'a, _> { Box::pin(next_page(books, pages, share, failure)) });
+            let items: BoxStream<'a, Drawn> = Box::pin(items.flatten());
+            judge_all(books, items, concurrency).await?;
+            let failure = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+            failure.map_or(Ok(()), Err)
         }
         Rule::Smallest { n, by } => {
             let mut reservoir = Reservoir::new(n, by);
@@ -190,27 +187,55 @@ async fn draw_and_judge(books: &Books<'_>, mut pages: mpsc::Receiver<Vec<Fetched
     }
 }
 
+type PageState = (mpsc::Receiver<Vec<Fetched>>, Arc<Mutex<Option<Stopped>>>);
+
+/// What a page draws. A failure ends the stream and is kept for the end; what was drawn before it is judged.
+async fn next_page(
+    books: &Books<'_>,
+    mut pages: mpsc::Receiver<Vec<Fetched>>,
+    share: f64,
+    failure: Arc<Mutex<Option<Stopped>>>,
+) -> Option<(stream::Iter<std::vec::IntoIter<Drawn>>, PageState)> {
+    let page = pages.recv().await?;
+    let drawn = match draw_page(books, page, share).await {
+        Ok((drawn, full)) => {
+            if full {
+                pages.close();
+            }
+            drawn
+        }
+        Err(error) => {
+            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            pages.close();
+            Vec::new()
+        }
+    };
+    Some((stream::iter(drawn), (pages, failure)))
+}
+
 /// Judges, records, counts.
-async fn judge_all(books: &Books<'_>, items: impl futures_util::Stream<Item = Drawn>, concurrency: usize) -> Result<(), Stopped> {
+async fn judge_all<'a>(books: &'a Books<'a>, items: impl futures_util::Stream<Item = Drawn> + Send + 'a, concurrency: usize) -> Result<(), Stopped> {
     if books.order.dry_run {
         // Consumed all the same: pages are pulled through it.
         items.for_each(|_| std::future::ready(())).await;
         return Ok(());
     }
-    let outcomes = items.map(|item| judge(books, item)).buffer_unordered(concurrency);
-    let recorded = outcomes
-        .map(|judged| async move {
-            let judged = judged?;
-            books.count(&judged);
-            books.services.store.record_outcome(judged).await?;
-            books.services.outbox.send_replace(());
-            Ok::<(), Stopped>(())
-        })
-        .buffer_unordered(RECORDING);
-    let mut recorded = std::pin::pin!(recorded);
+    // Boxed, one allocation an item: the compiler cannot else see that a run may move between threads.
+    let judged = items.map(move |item| -> BoxFuture<'a, _> { Box::pin(judge(books, item)) }).buffer_unordered(concurrency);
+    let recorded = judged.map(move |judged| -> BoxFuture<'a, _> { Box::pin(record(books, judged)) }).buffer_unordered(RECORDING);
+    let mut recorded: BoxStream<'a, Result<(), Stopped>> = Box::pin(recorded);
     while let Some(done) = recorded.next().await {
         done?;
     }
+    Ok(())
+}
+
+/// Puts an item's outcome on disk and tells the outbox.
+async fn record(books: &Books<'_>, judged: Result<ItemOutcome, Stopped>) -> Result<(), Stopped> {
+    let judged = judged?;
+    books.count(&judged);
+    books.services.store.record_outcome(judged).await?;
+    books.services.outbox.send_replace(());
     Ok(())
 }
 
@@ -239,7 +264,7 @@ async fn judge(books: &Books<'_>, item: Drawn) -> Result<ItemOutcome, Stopped> {
 }
 
 /// Items that were drawn before and are not decided: `retries` for those that failed or were deferred.
-async fn leftovers(books: &Books<'_>, retries: bool, limit: u64) -> Result<(), Stopped> {
+async fn leftovers<'a>(books: &'a Books<'a>, retries: bool, limit: u64) -> Result<(), Stopped> {
     let name = &books.monitor.spec.name;
     let (mut after, mut taken) = ((i64::MIN, i64::MIN), 0);
     while taken < limit {
@@ -418,14 +443,25 @@ async fn complete(books: &Books<'_>, page: Vec<Fetched>) -> Result<Vec<Fetched>,
     if !books.monitor.wants_observations {
         return Ok(page);
     }
-    let source = &books.monitor.source;
-    let completed = stream::iter(page).map(|item| async move {
-        Ok(match item.body {
-            Ok(trace) => Fetched { body: Ok(source.complete(trace).await?), ..item },
-            Err(_) => item,
-        })
-    });
-    completed.buffered(COMPLETIONS).collect::<Vec<_>>().await.into_iter().collect()
+    let mut completed = Vec::with_capacity(page.len());
+    let mut page = page.into_iter().peekable();
+    while page.peek().is_some() {
+        let mut requests = Vec::with_capacity(COMPLETIONS);
+        for item in page.by_ref().take(COMPLETIONS) {
+            requests.push(complete_one(books, item));
+        }
+        for item in futures_util::future::join_all(requests).await {
+            completed.push(item?);
+        }
+    }
+    Ok(completed)
+}
+
+async fn complete_one(books: &Books<'_>, item: Fetched) -> Result<Fetched, SourceError> {
+    Ok(match item.body {
+        Ok(trace) => Fetched { body: Ok(books.monitor.source.complete(trace).await?), ..item },
+        Err(_) => item,
+    })
 }
 
 /// Delivered and waiting rows of a run, by queue; a queue of the monitor that has none yet is there with zeros.
@@ -586,7 +622,11 @@ impl<'a> Books<'a> {
         let Some(progress) = &self.order.progress else { return };
         let tally = self.tally();
         let counts = &tally.counts;
-        progress.send_replace(Progress { fetched: counts.fetched, drawn: tally.drawn, decided: counts.scored + counts.failed + counts.deferred + counts.not_applicable });
+        progress.send_replace(Progress {
+            fetched: counts.fetched,
+            drawn: tally.drawn,
+            decided: counts.scored + counts.failed + counts.deferred + counts.not_applicable,
+        });
     }
 
     fn report(&self, stopped: Option<Stopped>, started: Timestamp) -> RunReport {
@@ -601,7 +641,8 @@ impl<'a> Books<'a> {
             RunStatus::Succeeded
         };
         let error = stopped.map(|stopped| stopped.to_string()).or_else(|| tally.first_failure.clone()).filter(|_| status != RunStatus::Succeeded);
-        let mut metrics: BTreeMap<String, MetricSummary> = self.monitor.metrics.iter().map(|judge| (judge.name.to_string(), MetricSummary::default())).collect();
+        let mut metrics: BTreeMap<String, MetricSummary> =
+            self.monitor.metrics.iter().map(|judge| (judge.name.to_string(), MetricSummary::default())).collect();
         metrics.extend(tally.metrics.iter().map(|(name, metric)| (name.clone(), summary(metric))));
         RunReport {
             run_id: self.order.run.id.clone(),

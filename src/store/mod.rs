@@ -95,7 +95,8 @@ impl Store {
     ///
     /// # Errors
     /// When there is none yet.
-    pub fn open_to_read(state: &Path) -> anyhow::Result<Self> {
+    #[expect(clippy::unused_async, reason = "the pool wants a runtime around it")]
+    pub async fn open_to_read(state: &Path) -> anyhow::Result<Self> {
         let path = state.join(FILE);
         anyhow::ensure!(path.exists(), "there is no store at {} yet: nothing has run", path.display());
         let (_, health) = watch::channel(Health::Well);
@@ -157,7 +158,15 @@ impl Store {
     ///
     /// # Errors
     /// `Closed`.
-    pub async fn finish_run(&self, run_id: String, new_items: u64, report: crate::model::RunReport, at_us: i64, alerts: Vec<AlertRow>, notices: Vec<NewNotice>) -> Result<(), Closed> {
+    pub async fn finish_run(
+        &self,
+        run_id: String,
+        new_items: u64,
+        report: crate::model::RunReport,
+        at_us: i64,
+        alerts: Vec<AlertRow>,
+        notices: Vec<NewNotice>,
+    ) -> Result<(), Closed> {
         self.write(Write::FinishRun(Box::new(writer::FinishedRun { run_id, new_items, report, at_us, alerts, notices }))).await.map(|_| ())
     }
 
@@ -183,6 +192,14 @@ impl Store {
     /// `Closed`.
     pub async fn retain(&self, retention: Retention) -> Result<u64, Closed> {
         Ok(self.write(Write::Retain(retention)).await?.changed)
+    }
+
+    /// Ends the writer once all that was written before is on disk. Later writes answer `Closed`.
+    ///
+    /// # Errors
+    /// `Closed`: it has ended already.
+    pub async fn close(&self) -> Result<(), Closed> {
+        self.write(Write::Close).await.map(|_| ())
     }
 
     /// Moves the write-ahead log into the database file.

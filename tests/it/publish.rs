@@ -1,0 +1,122 @@
+//! record and publish: what is kept, what is sent, and that a sink in trouble loses and doubles nothing.
+
+use serde_json::{Value, json};
+
+use crate::{
+    build::{judge, langfuse, quick, short, with},
+    site::Site,
+    world::Fault,
+};
+
+fn count(report: &Value, key: &str) -> u64 {
+    report["counts"][key].as_u64().unwrap()
+}
+
+#[tokio::test]
+async fn a_dry_run_judges_nothing_and_writes_nothing() {
+    let site = Site::new().await;
+    site.world.langfuse.add_some(9);
+    site.monitor("m", &langfuse());
+    site.run(&["once", "m", "--dry-run"]).await.expect(0);
+    assert_eq!(site.world.llm.requests(), 0);
+    assert!(site.world.langfuse.posts().is_empty());
+    assert_eq!(count(&site.once("m").await, "scored"), 9, "a dry run leaves the items undecided");
+}
+
+#[tokio::test]
+async fn without_publishing_scores_are_kept_and_never_sent_later() {
+    let site = Site::new().await;
+    site.world.langfuse.add_some(9);
+    site.monitor("m", &langfuse());
+    let report = site.once_with("m", &["--no-publish"], 0).await;
+    assert_eq!(count(&report, "scored"), 9);
+    assert_eq!(site.export(&[]).await.len(), 9);
+    site.world.langfuse.add_many("later", 2, jiff::SignedDuration::from_mins(20), jiff::SignedDuration::from_mins(5));
+    site.once("m").await;
+    assert_eq!(site.world.langfuse.posts().len(), 2);
+}
+
+#[tokio::test]
+async fn a_line_for_each_score_is_appended() {
+    let site = Site::new().await;
+    site.world.langfuse.add_some(6);
+    site.monitor("m", &with(langfuse(), json!({ "metrics": [short(), judge()], "publish": [{ "type": "jsonl", "path": "out/scores.jsonl" }] })));
+    site.once("m").await;
+    site.once("m").await;
+    let text = std::fs::read_to_string(site.path("out/scores.jsonl")).unwrap();
+    let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(rows.len(), 12);
+    let ids: std::collections::BTreeSet<_> = rows.iter().map(|row| row["score_id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), 12);
+    assert!(site.world.langfuse.posts().is_empty());
+}
+
+#[tokio::test]
+async fn a_sink_that_is_down_gets_everything_once_it_is_up() {
+    let site = Site::new().await;
+    site.world.langfuse.add_some(12);
+    site.world.langfuse.writes.always(Some(Fault::Status(500)));
+    site.monitor("m", &with(langfuse(), json!({ "publish": [{ "type": "langfuse", "scores": true }, { "type": "jsonl", "path": "scores.jsonl" }] })));
+    let report = site.once("m").await;
+    assert_eq!(count(&report, "scored"), 12, "{report}");
+    assert_eq!(report["published"]["langfuse"], json!({ "delivered": 0, "pending": 12 }), "{report}");
+    assert_eq!(std::fs::read_to_string(site.path("scores.jsonl")).unwrap().lines().count(), 12, "a sink in trouble holds no other one up");
+    let status = site.run(&["status"]).await.expect(0).said();
+    assert!(status.contains("langfuse") && status.contains("12"), "{status}");
+    site.world.langfuse.writes.always(None);
+    let _daemon = site.daemon().await;
+    site.until("all scores at the server", |world| world.langfuse.scored("helpful") == 12).await;
+    assert!(site.world.langfuse.scores().values().all(|rows| rows.len() == 1));
+    assert_eq!(site.world.llm.most_calls(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_makes_no_second_score() {
+    let site = Site::new().await;
+    site.world.langfuse.add_some(20);
+    site.monitor("m", &quick());
+    // The server is not reached, or breaks off its answer.
+    site.world.langfuse.writes.queue([Fault::Cut, Fault::Drop, Fault::Html, Fault::Status(503), Fault::Cut]);
+    let _daemon = site.daemon().await;
+    site.until("all scores at the server", |world| world.langfuse.scored("helpful") == 20).await;
+    assert!(site.world.langfuse.scores().values().all(|rows| rows.len() == 1));
+}
+
+#[tokio::test]
+async fn a_row_that_is_refused_is_dead_with_its_reason_and_the_others_go_out() {
+    let site = Site::new().await;
+    site.world.langfuse.add_some(8);
+    site.world.langfuse.refuse_scores_of("t0003");
+    site.monitor("m", &langfuse());
+    let report = site.once("m").await;
+    assert_eq!(report["published"]["langfuse"]["delivered"], 7, "{report}");
+    assert_eq!(site.world.langfuse.scored("helpful"), 7);
+    let status = site.run(&["status"]).await.expect(0).said();
+    assert!(status.contains("dead"), "{status}");
+    let explained = site.run(&["explain", "m", "t0003"]).await.expect(0).stdout;
+    assert!(explained.contains("made-up refusal") || explained.contains("dead") || explained.contains("400"), "{explained}");
+    let again = site.once("m").await;
+    assert_eq!(again["published"]["langfuse"]["pending"].as_u64().unwrap_or(0), 0, "a dead row is not tried again: {again}");
+}
+
+#[tokio::test]
+async fn the_same_score_has_the_same_id_wherever_it_is_made() {
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let site = Site::new().await;
+        let at = "2026-01-05T10:00:00Z".parse().unwrap();
+        site.world.langfuse.add(crate::world::NewTrace::new("a", at));
+        site.monitor("m", &with(langfuse(), json!({ "source": { "lookback": "3650d" } })));
+        site.once("m").await;
+        let rows = site.export(&[]).await;
+        let sent = site.world.langfuse.posts();
+        assert_eq!((rows.len(), sent.len()), (1, 1));
+        assert!(sent[0].id.contains(rows[0]["score_id"].as_str().unwrap()), "{sent:?} {rows:?}");
+        assert_eq!(sent[0].trace_id, "a");
+        assert!(sent[0].metadata.is_object() || sent[0].metadata.is_null());
+        assert!(sent[0].environment.as_deref().is_none_or(|environment| environment == "production"));
+        assert!(sent[0].observation_id.as_deref().is_none_or(|id| id == "o-a"));
+        ids.push(sent[0].id.clone());
+    }
+    assert_eq!(ids[0], ids[1]);
+}

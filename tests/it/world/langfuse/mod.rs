@@ -1,0 +1,167 @@
+//! Langfuse's public API. [`Mode::V4`] is a server in its default write mode (no legacy reads), [`Mode::V3`] one from
+//! before (no v2 reads). It pages, sorts, filters and answers errors as the real one does.
+
+mod reads;
+mod rows;
+mod scores;
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+    routing::{any, get, post},
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use self::rows::Row;
+pub use self::{
+    rows::{Child, NewTrace},
+    scores::ScoreRow,
+};
+use super::{
+    Breaches, Pulse,
+    faults::{self, Faults},
+    schema::Schema,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    V3,
+    V4,
+}
+
+/// A read that breaks its own contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quirk {
+    /// The first page again and again, with a way to the next.
+    RepeatPage,
+    /// The first page says that it is the last.
+    EarlyEnd,
+}
+
+/// `pk-lf-test:sk-lf-test`
+const CREDENTIALS: &str = "Basic cGstbGYtdGVzdDpzay1sZi10ZXN0";
+
+pub struct Langfuse {
+    pub url: String,
+    pub mode: Mode,
+    /// Of listings and single traces.
+    pub reads: Faults,
+    /// Of scores.
+    pub writes: Faults,
+    state: Mutex<Inner>,
+    pulse: Pulse,
+    breaches: Breaches,
+    create_score: Schema,
+    ingestion_event: Schema,
+}
+
+#[derive(Default)]
+struct Inner {
+    rows: Vec<Row>,
+    accepted: Vec<ScoreRow>,
+    refused_traces: BTreeSet<String>,
+    quirk: Option<Quirk>,
+    keys_revoked: bool,
+    listings: Vec<Timestamp>,
+    children_served: usize,
+}
+
+impl Langfuse {
+    pub(super) fn new(mode: Mode, url: String, pulse: Pulse, breaches: Breaches) -> Self {
+        Self {
+            url,
+            mode,
+            reads: Faults::default(),
+            writes: Faults::default(),
+            state: Mutex::default(),
+            pulse,
+            breaches,
+            create_score: Schema::of("CreateScoreRequest"),
+            ingestion_event: Schema::of("IngestionEvent"),
+        }
+    }
+
+    pub fn quirk(&self, quirk: Option<Quirk>) {
+        self.state.lock().unwrap().quirk = quirk;
+    }
+
+    /// From now on the keys are refused, or good again.
+    pub fn revoke_keys(&self, revoked: bool) {
+        self.state.lock().unwrap().keys_revoked = revoked;
+    }
+
+    /// Every score of this trace is refused with a 400.
+    pub fn refuse_scores_of(&self, trace: &str) {
+        self.state.lock().unwrap().refused_traces.insert(trace.to_owned());
+    }
+
+    /// How often a page of traces was asked for; probes (`limit=1`) do not count.
+    pub fn listings(&self) -> usize {
+        self.state.lock().unwrap().listings.len()
+    }
+
+    /// Rows of children handed out so far.
+    pub fn children_served(&self) -> usize {
+        self.state.lock().unwrap().children_served
+    }
+
+    fn refuses(&self, headers: &HeaderMap) -> Option<Response> {
+        let given = headers.get("authorization").and_then(|value| value.to_str().ok());
+        let revoked = self.state.lock().unwrap().keys_revoked;
+        let refused = revoked || given != Some(CREDENTIALS);
+        refused.then(|| error(StatusCode::UNAUTHORIZED, "Invalid credentials. Confirm that you've configured the correct host.", None))
+    }
+}
+
+pub(super) fn router(langfuse: Arc<Langfuse>) -> Router {
+    Router::new()
+        .route("/api/public/health", get(health))
+        .route("/api/public/projects", get(projects))
+        .route("/api/public/v2/observations", get(reads::observations))
+        .route("/api/public/traces", get(reads::traces))
+        .route("/api/public/traces/{id}", get(reads::trace))
+        .route("/api/public/scores", post(scores::scores))
+        .route("/api/public/ingestion", post(scores::ingestion))
+        .fallback(any(|| async { error(StatusCode::NOT_FOUND, "no such path", Some("LangfuseNotFoundError")) }))
+        .with_state(langfuse)
+}
+
+async fn health(State(langfuse): State<Arc<Langfuse>>) -> Json<Value> {
+    let version = if langfuse.mode == Mode::V4 { "4.16.0" } else { "3.180.0" };
+    Json(json!({ "status": "OK", "version": version }))
+}
+
+async fn projects(State(langfuse): State<Arc<Langfuse>>, headers: HeaderMap) -> Response {
+    if let Some(refusal) = langfuse.refuses(&headers) {
+        return refusal;
+    }
+    Json(json!({ "data": [{ "id": "p1", "name": "test", "organization": { "id": "o1", "name": "org" }, "metadata": {} }] })).into_response()
+}
+
+fn error(status: StatusCode, message: &str, kind: Option<&str>) -> Response {
+    let body = match kind {
+        Some(kind) => json!({ "message": message, "error": kind }),
+        None => json!({ "message": message }),
+    };
+    (status, Json(body)).into_response()
+}
+
+/// The truth, or what a fault makes of it.
+async fn through(faults: &Faults, truth: impl FnOnce() -> Result<Value, Response>) -> Response {
+    match faults.strike().await {
+        None => truth().map_or_else(|refusal| refusal, |body| Json(body).into_response()),
+        Some(fault @ faults::Fault::Cut) => match truth() {
+            Ok(body) => faults::answer(fault, body.to_string().as_bytes()),
+            Err(refusal) => refusal,
+        },
+        Some(fault) => faults::answer(fault, b""),
+    }
+}
