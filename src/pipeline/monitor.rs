@@ -66,6 +66,8 @@ impl Monitor {
         let wants_observations = wants_observations(&spec);
         let cx = SourceCx { connections: env.connections, http: env.http, base_dir: env.base_dir, wants_observations };
         let source = spec.source.config.build(&cx).with_context(|| format!("monitor {name}: source"))?;
+        let lenient =
+            |key: &str, text: &Option<String>| text.as_deref().map(Expr::lenient).transpose().map_err(|error| anyhow!("monitor {name}: {key}: {error}"));
         let expr = |key: &str, text: &Option<String>| text.as_deref().map(Expr::new).transpose().map_err(|error| anyhow!("monitor {name}: {key}: {error}"));
         let metric_cx = MetricBuildCx { models: env.models };
         let mut metrics = Vec::with_capacity(spec.metrics.len());
@@ -101,8 +103,8 @@ impl Monitor {
             source_key: spec.source.key(),
             source,
             wants_observations,
-            filter: expr("source.filter", &spec.source.filter)?,
-            always: expr("sampling.always", &spec.sampling.always)?,
+            filter: lenient("source.filter", &spec.source.filter)?,
+            always: lenient("sampling.always", &spec.sampling.always)?,
             patterns,
             extract: Extract::new(&spec.extract).map_err(|error| anyhow!("monitor {name}: {error}"))?,
             metrics,

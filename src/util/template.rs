@@ -12,6 +12,13 @@ const FUEL: u64 = 500_000;
 
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(environment);
 
+/// In which what is missing is undefined, unequal to everything and false, instead of an error.
+static LENIENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
+    let mut environment = environment();
+    environment.set_undefined_behavior(UndefinedBehavior::Chainable);
+    environment
+});
+
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
@@ -145,6 +152,15 @@ impl Expr {
         Ok(Self { source: source.to_owned(), expression })
     }
 
+    /// For conditions over data that may lack a field: `trace.metadata.tenant != "test"` is true where there is no tenant.
+    ///
+    /// # Errors
+    /// The syntax error, in a sentence.
+    pub fn lenient(source: &str) -> Result<Self, String> {
+        let expression = LENIENT.compile_expression_owned(source.to_owned()).map_err(|error| describe(&error))?;
+        Ok(Self { source: source.to_owned(), expression })
+    }
+
     #[must_use]
     pub fn source(&self) -> &str {
         &self.source
@@ -190,6 +206,16 @@ mod tests {
             assert!(matches!(render(source), Err(TemplateError::Missing(_))), "{source}: {:?}", render(source));
         }
         assert_eq!(render("{{ trace.context | default('') }}").unwrap(), "");
+    }
+
+    #[test]
+    fn a_lenient_condition_takes_what_is_missing_for_undefined() {
+        let context = context! { trace => context! { input => "hi" } };
+        for (source, want) in
+            [("trace.metadata.tenant != 'test'", true), ("trace.metadata.tenant == 'test'", false), ("trace.a.b.c", false), ("trace.input == 'hi'", true)]
+        {
+            assert_eq!(Expr::lenient(source).unwrap().is_true(&context), Ok(want), "{source}");
+        }
     }
 
     #[test]

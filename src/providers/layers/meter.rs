@@ -55,7 +55,7 @@ impl Meter {
         match outcome {
             Ok(_) => hot.ok.increment(1),
             Err(error) => {
-                counter!("llm_requests_total", "provider" => self.provider.clone(), "model" => self.model.clone(), "status" => error.kind()).increment(1)
+                counter!("llm_requests_total", "provider" => self.provider.clone(), "model" => self.model.clone(), "status" => error.kind()).increment(1);
             }
         }
     }
