@@ -1,1 +1,405 @@
-//! Not written yet.
+//! Tree -> monitor, with every fault of it. Pure: plug-ins are built once to see whether they can be, and dropped.
+
+use std::{path::Path, sync::Arc};
+
+use super::{
+    AlertSpec, ExtractSpec, For, MetricSpec, MonitorSpec, Over, SamplingSpec, Settings, SourceSpec, Strategy,
+    monitor::{AlertFile, File, MetricCommon, SourceCommon},
+};
+use crate::{
+    alerting::Condition,
+    metrics::{MetricBuildCx, MetricKind},
+    providers::{CallCx, CallError, Model, Models, Question, Reply},
+    schedule::plan::{Plan, ScheduleSpec},
+    sinks::{SinkConfig, SinkCx, SinkKind},
+    sources::{SourceCx, SourceKind},
+    util::{
+        backoff::Policy,
+        duration::{self, Human},
+        http::Http,
+        plugin::{self, BuildError},
+        template::{Expr, Template},
+        yaml::{self, Fault, Node, Section, Span, Value},
+    },
+};
+
+pub(super) const SOURCE_COMMON: [&str; 6] = ["name", "settle", "lookback", "overlap", "limit", "filter"];
+pub(super) const METRIC_COMMON: [&str; 4] = ["name", "when", "threshold", "higher_is_better"];
+
+/// `None` after at least one fault was pushed.
+pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mut Vec<Fault>) -> Option<MonitorSpec> {
+    let before = faults.len();
+    let file: File = yaml::read(tree, faults).or_else(|| {
+        // What stands under a broken top level is checked all the same: one go tells all.
+        sections(tree, settings, faults);
+        None
+    })?;
+    let name = name(file.name.as_ref(), tree, path, faults);
+    let schedule = schedule(&file.schedule, &name, faults);
+    let source = source(&file.source, &name, settings, faults);
+    let extract = file.extract.as_ref().map_or_else(|| Some(ExtractSpec::default()), |section| section.read(faults).inspect(|spec| extract(spec, &section.node, faults)));
+    let sampling = file.sampling.as_ref().map_or_else(|| Some(SamplingSpec::default()), |section| section.read(faults).inspect(|spec| sampling(spec, &section.node, faults)));
+    let evaluation = file.evaluation.as_ref().map_or_else(|| Some(super::EvaluationSpec::default()), |section| section.read(faults));
+    let metrics = metrics(&file.metrics, tree, settings, faults);
+    let publish = publish(&file.publish.unwrap_or_default(), settings, faults);
+    let alerts = alerts(&file.alerts.unwrap_or_default(), &metrics, settings, faults);
+    if faults.len() > before {
+        return None;
+    }
+    Some(MonitorSpec {
+        name,
+        description: file.description.unwrap_or_default(),
+        enabled: file.enabled.unwrap_or(true),
+        environment: file.environment,
+        labels: file.labels.unwrap_or_default(),
+        schedule: schedule?,
+        source: source?,
+        extract: extract?,
+        sampling: sampling?,
+        metrics,
+        evaluation: evaluation?,
+        publish,
+        alerts,
+        file: path.to_owned(),
+        fingerprint: fingerprint(tree),
+    })
+}
+
+/// The parts of a monitor whose top level does not read.
+fn sections(tree: &Node, settings: &Settings, faults: &mut Vec<Fault>) {
+    if let Some(node) = tree.get("schedule") {
+        if let Some(spec) = yaml::read::<ScheduleSpec>(node, faults) {
+            plan(&spec, "", node, faults);
+        }
+    }
+    if let Some(node) = tree.get("source") {
+        source(node, "", settings, faults);
+    }
+    if let Some(Node { value: Value::Seq(nodes), .. }) = tree.get("metrics") {
+        metrics(nodes, tree, settings, faults);
+    }
+}
+
+fn name(written: Option<&Section<String>>, tree: &Node, path: &Path, faults: &mut Vec<Fault>) -> String {
+    let (name, at) = match written {
+        Some(section) => (section.read(faults).unwrap_or_default(), &section.node.at),
+        None => (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), &tree.at),
+    };
+    let sound = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    if !(name.starts_with(sound) && name.len() <= 64 && name.chars().all(|c| sound(c) || matches!(c, '.' | '_' | '-'))) {
+        faults.push(Fault::new(at, format!("`{}` is no name: up to 64 of a-z, 0-9, `.`, `_` and `-`, beginning with a letter or digit", crate::util::text::one_line(&name, 80))));
+    }
+    name
+}
+
+fn schedule(section: &Section<ScheduleSpec>, name: &str, faults: &mut Vec<Fault>) -> Option<ScheduleSpec> {
+    let spec = section.read(faults)?;
+    plan(&spec, name, &section.node, faults).then_some(spec)
+}
+
+fn plan(spec: &ScheduleSpec, name: &str, node: &Node, faults: &mut Vec<Fault>) -> bool {
+    match Plan::new(spec, name) {
+        Ok(_) => true,
+        Err(fault) => {
+            faults.push(Fault::new(place(node, fault.key), fault.message));
+            false
+        }
+    }
+}
+
+/// Where a key's value stands, or the block where the key is missing.
+fn place<'a>(node: &'a Node, key: &str) -> &'a Span {
+    node.get(key).map_or(&node.at, |value| &value.at)
+}
+
+fn unbuildable(node: &Node, error: &BuildError) -> Fault {
+    Fault::new(error.key.map_or(&node.at, |key| place(node, key)), error.message.clone())
+}
+
+/// The keys of `node` that are among `keys`.
+fn only(node: &Node, keys: &[&str]) -> Node {
+    let map = node.as_map().map(|map| map.iter().filter(|(key, ..)| keys.contains(&key.as_str())).cloned().collect()).unwrap_or_default();
+    Node::new(node.at.clone(), Value::Map(map))
+}
+
+/// A client for checking: builds requests, sends none.
+fn http() -> Http {
+    Http::new(reqwest::Client::new(), Policy::default())
+}
+
+fn source(node: &Node, monitor: &str, settings: &Settings, faults: &mut Vec<Fault>) -> Option<SourceSpec> {
+    let common: Option<SourceCommon> = yaml::read(&only(node, &SOURCE_COMMON), faults);
+    let (kind, config) = plugin::read_block(node, &SOURCE_COMMON, inventory::iter::<SourceKind>().collect(), "source", faults)?;
+    let common = common?;
+    expression(common.filter.as_deref(), node, "filter", faults);
+    if common.limit == 0 {
+        faults.push(Fault::new(place(node, "limit"), "at least 1"));
+    }
+    let http = http();
+    let cx = SourceCx { connections: &settings.connections, http: &http, base_dir: &settings.base_dir, wants_observations: false };
+    if let Err(error) = config.build(&cx) {
+        faults.push(unbuildable(node, &error));
+    }
+    Some(SourceSpec {
+        kind: kind.to_owned(),
+        name: common.name.unwrap_or_else(|| monitor.to_owned()),
+        settle: common.settle,
+        lookback: common.lookback,
+        overlap: common.overlap,
+        limit: common.limit,
+        filter: common.filter,
+        config: config.into(),
+    })
+}
+
+fn expression(text: Option<&str>, node: &Node, key: &str, faults: &mut Vec<Fault>) {
+    if let Some(Err(error)) = text.map(Expr::new) {
+        faults.push(Fault::new(place(node, key), format!("`{key}` is no expression: {error}")));
+    }
+}
+
+fn extract(spec: &ExtractSpec, node: &Node, faults: &mut Vec<Fault>) {
+    let own = [("input", &spec.input), ("output", &spec.output), ("context", &spec.context), ("expected", &spec.expected)];
+    let of_metadata = spec.metadata.iter().map(|(key, text)| (key.as_str(), text));
+    for (key, text) in own.into_iter().chain(of_metadata) {
+        if let Err(error) = Template::new(text) {
+            let at = node.get(key).or_else(|| node.get("metadata")?.get(key)).map_or(&node.at, |value| &value.at);
+            faults.push(Fault::new(at, format!("`{key}` is no template: {error}")));
+        }
+    }
+    for (step, sides) in &spec.patterns {
+        for (side, pattern) in sides {
+            let at = node.get("patterns").and_then(|patterns| patterns.get(step)?.get(side)).map_or(&node.at, |value| &value.at);
+            match regex::Regex::new(pattern) {
+                Err(error) => faults.push(Fault::new(at, format!("no regular expression: {}", crate::util::text::one_line(&error.to_string(), 300)))),
+                Ok(regex) if regex.capture_names().flatten().next().is_none() => {
+                    faults.push(Fault::new(at, "the pattern has no named group `(?P<name>...)`, so it would yield no variable"));
+                }
+                Ok(_) => {}
+            }
+            if side != "input" && side != "output" {
+                faults.push(Fault::new(at, format!("`{side}` is no text of a step, expected `input` or `output`")));
+            }
+        }
+    }
+}
+
+fn sampling(spec: &SamplingSpec, node: &Node, faults: &mut Vec<Fault>) {
+    let mut wrong = |key: &str, message: &str| faults.push(Fault::new(place(node, key), message));
+    let by_number = matches!(spec.strategy, Strategy::Random | Strategy::MostRecent | Strategy::Oldest);
+    match spec.n {
+        None if by_number => wrong("strategy", "this strategy needs `n`, the number of items a run draws"),
+        Some(0) => wrong("n", "at least 1"),
+        Some(_) if !by_number => wrong("n", "`n` goes with random, most_recent and oldest"),
+        _ => {}
+    }
+    match (spec.strategy, spec.rate) {
+        (Strategy::Rate, None) => wrong("strategy", "this strategy needs `rate`, a share in (0, 1]"),
+        (Strategy::Rate, Some(rate)) if !(rate > 0.0 && rate <= 1.0) => wrong("rate", "a share in (0, 1]"),
+        (strategy, Some(_)) if strategy != Strategy::Rate => wrong("rate", "`rate` goes with the strategy rate"),
+        _ => {}
+    }
+    expression(spec.always.as_deref(), node, "always", faults);
+}
+
+/// The profiles by name, for checking: asks nobody.
+struct Names<'a>(&'a Settings);
+
+struct Named(String);
+
+#[async_trait::async_trait]
+impl Model for Named {
+    async fn ask(&self, _: Question, _: CallCx<'_>) -> Result<Reply, CallError> {
+        Err(CallError::Failed("a model that is only being checked answers nothing".to_owned()))
+    }
+
+    fn identity(&self) -> String {
+        self.0.clone()
+    }
+}
+
+impl Models for Names<'_> {
+    fn model(&self, profile: &str) -> Result<Arc<dyn Model>, String> {
+        match self.0.profiles.get(profile) {
+            Some(spec) => Ok(Arc::new(Named(format!("{}/{}", spec.provider, spec.model)))),
+            None => {
+                let known = self.0.profiles.keys().map(|known| format!("`{known}`")).collect::<Vec<_>>().join(", ");
+                let known = if known.is_empty() { "assayd.yaml has no `profiles` yet".to_owned() } else { format!("assayd.yaml has {known}") };
+                Err(format!("there is no profile `{profile}`: {known}"))
+            }
+        }
+    }
+}
+
+fn metrics(nodes: &[Node], tree: &Node, settings: &Settings, faults: &mut Vec<Fault>) -> Vec<MetricSpec> {
+    if nodes.is_empty() {
+        faults.push(Fault::new(place(tree, "metrics"), "a monitor needs at least one metric"));
+    }
+    let models = Names(settings);
+    let cx = MetricBuildCx { models: &models };
+    let mut metrics: Vec<MetricSpec> = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let common: Option<MetricCommon> = yaml::read(&only(node, &METRIC_COMMON), faults);
+        let block = plugin::read_block(node, &METRIC_COMMON, inventory::iter::<MetricKind>().collect(), "metric", faults);
+        let (Some(common), Some((kind, config))) = (common, block) else { continue };
+        if let Err(error) = config.build(&cx) {
+            faults.push(unbuildable(node, &error));
+        }
+        if metrics.iter().any(|known| known.name == common.name) {
+            faults.push(Fault::new(place(node, "name"), format!("the metric `{}` stands here a second time", common.name)));
+        }
+        if common.name.is_empty() {
+            faults.push(Fault::new(place(node, "name"), "the metric needs a name"));
+        }
+        if common.threshold.is_some_and(|threshold| !(0.0..=1.0).contains(&threshold)) {
+            faults.push(Fault::new(place(node, "threshold"), "a threshold lies in [0, 1], as values do"));
+        }
+        expression(common.when.as_deref(), node, "when", faults);
+        metrics.push(MetricSpec {
+            name: common.name,
+            kind: kind.to_owned(),
+            when: common.when,
+            threshold: common.threshold,
+            higher_is_better: common.higher_is_better,
+            config: config.into(),
+        });
+    }
+    metrics
+}
+
+fn publish(nodes: &[Node], settings: &Settings, faults: &mut Vec<Fault>) -> Vec<Arc<dyn SinkConfig>> {
+    let http = http();
+    let cx = SinkCx { connections: &settings.connections, http: &http, base_dir: &settings.base_dir };
+    let mut sinks: Vec<Arc<dyn SinkConfig>> = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let Some((_, config)) = plugin::read_block(node, &[], inventory::iter::<SinkKind>().collect(), "sink", faults) else { continue };
+        if let Err(error) = config.build(&cx) {
+            faults.push(unbuildable(node, &error));
+        }
+        if sinks.iter().any(|known| known.queue() == config.queue()) {
+            faults.push(Fault::new(&node.at, format!("the monitor publishes to `{}` twice", config.queue())));
+        }
+        sinks.push(config.into());
+    }
+    sinks
+}
+
+fn alerts(sections: &[Section<AlertFile>], metrics: &[MetricSpec], settings: &Settings, faults: &mut Vec<Fault>) -> Vec<AlertSpec> {
+    let mut alerts: Vec<AlertSpec> = Vec::with_capacity(sections.len());
+    for section in sections {
+        let node = &section.node;
+        let Some(file) = section.read(faults) else { continue };
+        let when = match (&file.when.value, &file.when.text) {
+            (Value::String(text), _) => text.parse::<Condition>(),
+            _ => Err(format!("a condition is text such as `mean < 0.8`, found {}", file.when.describe())),
+        };
+        let when = when.map_err(|message| faults.push(Fault::new(&file.when.at, message))).ok();
+        match (&file.metric, when) {
+            (Some(metric), _) if metrics.iter().all(|known| known.name != *metric) => {
+                let hint = crate::util::text::nearest(metric, metrics.iter().map(|known| known.name.as_str())).map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();
+                faults.push(Fault::new(place(node, "metric"), format!("the monitor has no metric `{metric}`{hint}")));
+            }
+            (None, Some(when)) if when.statistic.needs_metric() => faults.push(Fault::new(&node.at, format!("`{}` needs a `metric`", when.statistic))),
+            _ => {}
+        }
+        let over = file.over.as_ref().map_or(Some(Over::Last(Human::hours(24))), |node| over(node, faults));
+        let hold = file.hold.as_ref().map_or(Some(For::Runs(1)), |node| hold(node, faults));
+        for target in &file.notify {
+            if let Err(message) = crate::connections::find("slack", &settings.connections.slack, &target.connection) {
+                faults.push(Fault::new(place(node, "notify"), message));
+            }
+        }
+        if alerts.iter().any(|known| known.name == file.name) {
+            faults.push(Fault::new(place(node, "name"), format!("the alert `{}` stands here a second time", file.name)));
+        }
+        let (Some(when), Some(over), Some(hold)) = (when, over, hold) else { continue };
+        alerts.push(AlertSpec {
+            name: file.name,
+            metric: file.metric,
+            when,
+            over,
+            min_samples: file.min_samples.unwrap_or(1),
+            hold,
+            severity: file.severity,
+            notify: file.notify,
+            repeat: file.repeat.unwrap_or(Human::hours(4)),
+        });
+    }
+    alerts
+}
+
+fn runs(node: &Node) -> Option<u32> {
+    match node.value {
+        Value::Int(n) if n > 0 => u32::try_from(n).ok(),
+        _ => None,
+    }
+}
+
+fn over(node: &Node, faults: &mut Vec<Fault>) -> Option<Over> {
+    let found = match &node.value {
+        Value::Map(map) if map.len() == 1 && map[0].0 == "runs" => runs(&map[0].2).map(Over::Runs),
+        Value::String(text) => match text.trim().strip_prefix("runs:") {
+            Some(n) => n.trim().parse().ok().filter(|n| *n > 0).map(Over::Runs),
+            None => duration::parse(text).ok().map(|window| Over::Last(Human(window))),
+        },
+        _ => None,
+    };
+    if found.is_none() {
+        faults.push(Fault::new(&node.at, "`over` is a duration such as `24h`, or `{ runs: 5 }`"));
+    }
+    found
+}
+
+fn hold(node: &Node, faults: &mut Vec<Fault>) -> Option<For> {
+    let found = runs(node).map(For::Runs).or_else(|| match &node.value {
+        Value::String(text) => duration::parse(text).ok().map(|time| For::Time(Human(time))),
+        _ => None,
+    });
+    if found.is_none() {
+        faults.push(Fault::new(&node.at, "`for` is a number of runs such as `2`, or a duration such as `30m`"));
+    }
+    found
+}
+
+/// Over keys and values, not places: a comment or a blank line changes nothing.
+fn fingerprint(tree: &Node) -> String {
+    fn feed(node: &Node, hasher: &mut blake3::Hasher) {
+        match &node.value {
+            Value::Seq(items) => {
+                hasher.update(format!("[{}", items.len()).as_bytes());
+                items.iter().for_each(|item| feed(item, hasher));
+            }
+            Value::Map(map) => {
+                let mut entries: Vec<_> = map.iter().collect();
+                entries.sort_by(|a, b| a.0.cmp(&b.0));
+                hasher.update(format!("{{{}", entries.len()).as_bytes());
+                for (key, _, value) in entries {
+                    hasher.update(format!("{}:{key}", key.len()).as_bytes());
+                    feed(value, hasher);
+                }
+            }
+            scalar => {
+                let text = format!("{scalar:?}");
+                hasher.update(format!("{}:{text}", text.len()).as_bytes());
+            }
+        }
+    }
+    let mut hasher = blake3::Hasher::new();
+    feed(tree, &mut hasher);
+    hasher.finalize().to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_comment_changes_no_fingerprint_and_a_value_does() {
+        let print = |text: &str| fingerprint(&yaml::parse("m.yaml", text.as_bytes()).unwrap()[0]);
+        assert_eq!(print("a: 1\nb: [x]"), print("# why\nb:\n  - x\na: 1\n"));
+        let different: BTreeSet<String> = ["a: 1", "a: 2", "a: '1'", "a: [1]", "a: {b: 1}", "b: 1", "a: 1.0"].into_iter().map(print).collect();
+        assert_eq!(different.len(), 7);
+    }
+}

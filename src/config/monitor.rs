@@ -10,7 +10,10 @@ use crate::{
     schedule::plan::ScheduleSpec,
     sinks::SinkConfig,
     sources::SourceConfig,
-    util::duration::Human,
+    util::{
+        duration::Human,
+        yaml::{Node, Section},
+    },
 };
 
 /// One monitor, checked.
@@ -164,33 +167,12 @@ pub struct EvaluationSpec {
     pub max_attempts: u32,
     /// A deferred item older than this ends as failed. Default 7d.
     pub max_age: Human,
-    /// Most that judging may cost.
-    pub budget: Option<Budget>,
 }
 
 impl Default for EvaluationSpec {
     fn default() -> Self {
-        Self { concurrency: 8, max_attempts: 3, max_age: Human::days(7), budget: None }
+        Self { concurrency: 8, max_attempts: 3, max_age: Human::days(7) }
     }
-}
-
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Budget {
-    pub usd: f64,
-    /// run | day | week | month, by the UTC calendar. Default: day.
-    #[serde(default)]
-    pub per: Period,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Period {
-    Run,
-    #[default]
-    Day,
-    Week,
-    Month,
 }
 
 /// An entry of `alerts:`.
@@ -239,4 +221,102 @@ pub struct NotifyTarget {
 
 fn default_connection() -> String {
     crate::connections::DEFAULT.to_owned()
+}
+
+/// A monitor as written; [`MonitorSpec`] is what it means. Parts are read one by one, so that each fault is told.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "assayd monitor")]
+pub(super) struct File {
+    /// `[a-z0-9][a-z0-9._-]{0,63}`, unique. Default: the file's stem.
+    pub name: Option<Section<String>>,
+    pub description: Option<String>,
+    /// Default true.
+    pub enabled: Option<bool>,
+    /// Given to scores whose trace names none.
+    pub environment: Option<String>,
+    /// Go with every alert of the monitor.
+    pub labels: Option<BTreeMap<String, String>>,
+    pub schedule: Section<ScheduleSpec>,
+    #[schemars(schema_with = "super::schema::source")]
+    pub source: Node,
+    pub extract: Option<Section<ExtractSpec>>,
+    pub sampling: Option<Section<SamplingSpec>>,
+    #[schemars(schema_with = "super::schema::metrics")]
+    pub metrics: Vec<Node>,
+    pub evaluation: Option<Section<EvaluationSpec>>,
+    #[schemars(schema_with = "super::schema::publish")]
+    pub publish: Option<Vec<Node>>,
+    pub alerts: Option<Vec<Section<AlertFile>>>,
+}
+
+/// `source:`, the keys that all kinds share.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SourceCommon {
+    /// In the source_key of the dedup key. Default: the monitor's name.
+    pub name: Option<String>,
+    /// Younger traces are left until the next run. Default 5m.
+    pub settle: Human,
+    /// How far the first run reaches. Default 24h.
+    pub lookback: Human,
+    /// How far behind the watermark a run looks again, for late arrivals. Default 30m.
+    pub overlap: Human,
+    /// Most new items a run takes, oldest first. Default 1000.
+    pub limit: u64,
+    /// Expression over `trace`; items for which it is false are filtered.
+    pub filter: Option<String>,
+}
+
+impl Default for SourceCommon {
+    fn default() -> Self {
+        Self { name: None, settle: Human::mins(5), lookback: Human::hours(24), overlap: Human::mins(30), limit: 1000, filter: None }
+    }
+}
+
+/// An entry of `metrics:`, the keys that all kinds share.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MetricCommon {
+    /// Unique in the monitor.
+    pub name: String,
+    /// Expression over `scores`, `trace` and the case: where it is false the metric does not apply.
+    pub when: Option<String>,
+    /// `passed = value >= threshold`, value in [0, 1].
+    pub threshold: Option<f64>,
+    /// Default true; false turns the threshold round.
+    #[serde(default = "yes")]
+    pub higher_is_better: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// An entry of `alerts:`, as written.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AlertFile {
+    pub name: String,
+    /// Needed unless `when` is about the run (`cost_usd`).
+    pub metric: Option<String>,
+    /// mean | pass_rate | failed_rate | p10 | p50 | p90 | n | cost_usd | latency_p95, a comparison, a number: `mean < 0.8`.
+    #[schemars(with = "String")]
+    pub when: Node,
+    /// The scores looked at, by the time of scoring: a duration, or `{ runs: 5 }`. Default 24h.
+    #[schemars(schema_with = "super::schema::over")]
+    pub over: Option<Node>,
+    /// Fewer scores decide nothing. Default 1.
+    pub min_samples: Option<u64>,
+    /// How long it has to hold: runs in a row, or a duration. Default 1 run.
+    #[serde(rename = "for")]
+    #[schemars(schema_with = "super::schema::hold")]
+    pub hold: Option<Node>,
+    #[serde(default)]
+    pub severity: Severity,
+    /// Default: the settings' `notify`.
+    #[serde(default)]
+    pub notify: Vec<NotifyTarget>,
+    /// Said again this often while it fires. Default 4h.
+    pub repeat: Option<Human>,
 }

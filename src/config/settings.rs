@@ -1,11 +1,24 @@
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::NotifyTarget;
-use crate::{connections::Connections, providers::{ProviderConfig, prices::Price}, util::{backoff::Policy, duration::Human}};
+use super::{NotifyTarget, Overrides};
+use crate::{
+    connections::Connections,
+    providers::{ProviderConfig, ProviderKind, prices::Price},
+    util::{
+        backoff::Policy,
+        duration::Human,
+        plugin,
+        yaml::{self, Fault, Node, Section},
+    },
+};
 
 /// assayd.yaml, checked. Every field has a default, so the file may be missing.
 #[derive(Debug)]
@@ -149,4 +162,106 @@ pub struct ProfileSpec {
     pub system: Option<String>,
     /// Of one attempt. Default 60s.
     pub timeout: Option<Human>,
+}
+
+/// The file as written; [`Settings`] is what it means.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "assayd.yaml")]
+pub(super) struct File {
+    /// Folder of the monitors. Default `monitors`.
+    monitors: Option<PathBuf>,
+    /// Folder of everything assayd writes. Default `state`.
+    state: Option<PathBuf>,
+    /// Where state is kept: `sqlite`, a file in the state folder.
+    database: Option<Section<Database>>,
+    /// Address of API and metrics, or `off`. Default `127.0.0.1:8484`.
+    listen: Option<Section<String>>,
+    auth: Option<Section<AuthSpec>>,
+    log: Option<Section<LogSpec>>,
+    concurrency: Option<Section<ConcurrencySpec>>,
+    retention: Option<Section<RetentionSpec>>,
+    retry: Option<Section<RetrySpec>>,
+    /// What runs get to finish in when the daemon stops. Default 30s.
+    shutdown_grace: Option<Section<Human>>,
+    /// Where alerts without their own `notify` go; without it, to the log.
+    notify: Option<Section<Vec<NotifyTarget>>>,
+    /// Named services, used by sources, sinks and alerts.
+    connections: Option<Section<Connections>>,
+    /// Where models are called.
+    #[schemars(schema_with = "super::schema::providers")]
+    providers: Option<BTreeMap<String, Node>>,
+    /// USD per token, over the shipped table.
+    prices: Option<Section<BTreeMap<String, Price>>>,
+    /// What a monitor names in `model:`.
+    profiles: Option<BTreeMap<String, Section<ProfileSpec>>>,
+    /// Look at the monitors' folder this often instead of watching it: for network mounts.
+    poll: Option<Section<Human>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Database {
+    Sqlite,
+}
+
+/// Reads every section on its own, so that each fault is told. `None` after at least one fault.
+pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut Vec<Fault>) -> Option<Settings> {
+    fn section<T: serde::de::DeserializeOwned>(section: Option<Section<T>>, faults: &mut Vec<Fault>) -> Option<T> {
+        section.and_then(|section| section.read(faults))
+    }
+    let file: File = yaml::read(tree, faults)?;
+    section(file.database, faults);
+    let listen = match &file.listen {
+        None => Some(([127, 0, 0, 1], 8484).into()),
+        Some(listen) => listen.read(faults).and_then(|text| match text.parse() {
+            Ok(address) => Some(address),
+            Err(_) if text == "off" => None,
+            Err(_) => {
+                faults.push(Fault::new(&listen.node.at, format!("`{text}` is no address; write it like `127.0.0.1:8484`, or `off`")));
+                None
+            }
+        }),
+    };
+    let mut providers: BTreeMap<String, Arc<dyn ProviderConfig>> = BTreeMap::new();
+    for (name, node) in file.providers.unwrap_or_default() {
+        if let Some((_, config)) = plugin::read_block(&node, &[], inventory::iter::<ProviderKind>().collect(), "provider", faults) {
+            providers.insert(name, config.into());
+        }
+    }
+    let mut profiles = BTreeMap::new();
+    for (name, profile) in file.profiles.unwrap_or_default() {
+        let Some(spec) = profile.read(faults) else { continue };
+        if !providers.contains_key(&spec.provider) {
+            let at = profile.node.get("provider").map_or(&profile.node.at, |node| &node.at);
+            let known = providers.keys().map(|known| format!("`{known}`")).collect::<Vec<_>>().join(", ");
+            let known = if known.is_empty() { "add it under `providers`".to_owned() } else { format!("`providers` has {known}") };
+            faults.push(Fault::new(at, format!("there is no provider `{}`: {known}", spec.provider)));
+        }
+        profiles.insert(name, spec);
+    }
+    let relative = |path: PathBuf| if path.is_absolute() { path } else { base.join(path) };
+    let mut log = section(file.log, faults).unwrap_or_default();
+    if let Some(level) = &overrides.log_level {
+        log.level.clone_from(level);
+    }
+    log.file = log.file.map(relative);
+    Some(Settings {
+        monitors: overrides.monitors.clone().unwrap_or_else(|| relative(file.monitors.unwrap_or_else(|| "monitors".into()))),
+        state: overrides.state.clone().unwrap_or_else(|| relative(file.state.unwrap_or_else(|| "state".into()))),
+        listen,
+        auth: section(file.auth, faults),
+        log,
+        concurrency: section(file.concurrency, faults).unwrap_or_default(),
+        retention: section(file.retention, faults).unwrap_or_default(),
+        retry: section(file.retry, faults).unwrap_or_default().into(),
+        shutdown_grace: section(file.shutdown_grace, faults).unwrap_or(Human::secs(30)),
+        notify: section(file.notify, faults).unwrap_or_default(),
+        connections: section(file.connections, faults).unwrap_or_default(),
+        providers,
+        prices: section(file.prices, faults).unwrap_or_default(),
+        profiles,
+        poll: section(file.poll, faults),
+        base_dir: base.to_owned(),
+    })
 }

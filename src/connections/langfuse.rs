@@ -91,6 +91,12 @@ impl Langfuse {
             .copied()
     }
 
+    /// An address of the server's own, as Langfuse v3 gives it with a trace.
+    #[must_use]
+    pub fn page(&self, path: &str) -> String {
+        format!("{}{path}", self.base_url)
+    }
+
     /// Where a person finds a trace, once the project's id is known; `None` where the keys do not tell it.
     pub async fn trace_url(&self, trace_id: &str) -> Option<String> {
         let project = self.project.get_or_init(|| async { self.project_id().await.ok() }).await;

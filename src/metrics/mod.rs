@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     model::{Case, Outcome, Usage},
@@ -121,21 +121,16 @@ impl DataType {
 }
 
 /// The text of a case that a heuristic looks at: `input`, `output`, `context`, `expected` or `metadata.KEY`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 #[schemars(with = "String")]
 pub enum Field {
     Input,
+    #[default]
     Output,
     Context,
     Expected,
     Metadata(String),
-}
-
-impl Default for Field {
-    fn default() -> Self {
-        Self::Output
-    }
 }
 
 impl TryFrom<String> for Field {
@@ -193,4 +188,15 @@ impl std::fmt::Display for Field {
 #[must_use]
 pub fn verdict(passed: bool, reason: impl Into<String>) -> Outcome {
     Outcome::Scored { value: f64::from(u8::from(passed)), raw: None, label: None, passed: Some(passed), reason: reason.into() }
+}
+
+/// For metrics that compare with `expected`.
+fn no_expected() -> Outcome {
+    Outcome::NotApplicable { reason: "the case has no expected text".to_owned() }
+}
+
+/// A metric's settings in a form that stays the same from build to build.
+fn revision(kind: &str, config: &impl Serialize) -> String {
+    // Settings are plain data; were one ever not to serialise, its kind alone would still be stable.
+    format!("{kind}:{}", serde_json::to_string(config).unwrap_or_default())
 }

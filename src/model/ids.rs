@@ -39,7 +39,7 @@ fn derived(parts: &[&str]) -> Uuid {
 /// A run is (monitor, slot); a run by hand may share the millisecond of a slot, hence the trigger.
 #[must_use]
 pub fn run_id(monitor: &str, slot: Timestamp, trigger: Trigger) -> String {
-    derived(&["run", monitor, &slot.to_string(), trigger.as_str()]).to_string()
+    derived(&["run", monitor, &slot.to_string(), trigger.identity()]).to_string()
 }
 
 /// A score is (monitor, metric, metric_revision, item_id, content_hash): the same judgement has the same id for ever.

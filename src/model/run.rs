@@ -19,12 +19,28 @@ pub enum Trigger {
 
 impl Trigger {
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
-            // A slot runs once whoever fires it, so a caught-up slot has the id of the scheduled one.
-            Self::Schedule | Self::CatchUp => "schedule",
+            Self::Schedule => "schedule",
+            Self::CatchUp => "catch_up",
             Self::Start => "start",
             Self::Manual => "manual",
+        }
+    }
+
+    /// The trigger of a stored run; what a newer assayd may have written counts as manual.
+    #[must_use]
+    pub fn from_name(name: &str) -> Self {
+        [Self::Schedule, Self::CatchUp, Self::Start].into_iter().find(|trigger| trigger.name() == name).unwrap_or(Self::Manual)
+    }
+
+    /// What tells runs of the same instant apart. A slot runs once whoever fires it, so a caught-up slot is the
+    /// scheduled one.
+    #[must_use]
+    pub fn identity(self) -> &'static str {
+        match self {
+            Self::Schedule | Self::CatchUp => "schedule",
+            other => other.name(),
         }
     }
 }

@@ -33,9 +33,6 @@ pub trait SinkConfig: Debug + Send + Sync {
     /// Names the queue in outbox, metrics and reports: the kind, and what tells two of a kind apart (`langfuse`,
     /// `langfuse:eu`, `jsonl:scores.jsonl`). Monitors that publish to the same place share a queue.
     fn queue(&self) -> String;
-
-    /// Settings that a later process needs to deliver what this one left behind, as JSON; no secrets.
-    fn fingerprint(&self) -> String;
 }
 
 pub struct SinkCx<'a> {
@@ -106,7 +103,8 @@ pub trait Notifier: Send + Sync {
 pub enum NotifyError {
     #[error("{message}")]
     Retry { message: String, retry_after: Option<Duration> },
-    /// No such channel, token refused: the event is dead, the reason is kept.
+    /// The message itself would be refused for ever: the event is dead, the reason is kept. What a person can mend (a
+    /// token, a channel) is `Retry` with a long `retry_after`, so that an outage of any kind loses nothing.
     #[error("{0}")]
     Dead(String),
 }

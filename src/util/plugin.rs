@@ -3,7 +3,10 @@
 
 use serde::de::DeserializeOwned;
 
-use super::yaml::{self, Fault, Node};
+use super::{
+    text,
+    yaml::{self, Fault, Node, Value},
+};
 
 /// One kind of source, metric, provider or sink. `C` is the family's config trait.
 pub struct Kind<C: ?Sized + 'static> {
@@ -20,6 +23,36 @@ pub struct Kind<C: ?Sized + 'static> {
 #[must_use]
 pub fn parse<T: DeserializeOwned>(node: &Node, faults: &mut Vec<Fault>) -> Option<T> {
     yaml::read(node, faults)
+}
+
+/// Reads a block with a `type`: the kind's name and its settings, without `type` and the `common` keys.
+pub fn read_block<C: ?Sized>(node: &Node, common: &[&str], kinds: Vec<&'static Kind<C>>, family: &str, faults: &mut Vec<Fault>) -> Option<(&'static str, Box<C>)> {
+    let Some(map) = node.as_map() else {
+        faults.push(Fault::new(&node.at, format!("a {family} is a mapping with a `type`, found {}", node.describe())));
+        return None;
+    };
+    let known = || {
+        let mut names: Vec<_> = kinds.iter().map(|kind| kind.name).collect();
+        names.sort_unstable();
+        names
+    };
+    let Some((.., chosen)) = map.iter().find(|(key, ..)| key == "type") else {
+        faults.push(Fault::new(&node.at, format!("`type` is missing; known are {}", known().join(", "))));
+        return None;
+    };
+    let Value::String(name) = &chosen.value else {
+        faults.push(Fault::new(&chosen.at, format!("`type` is a word, found {}", chosen.describe())));
+        return None;
+    };
+    let Some(kind) = kinds.iter().find(|kind| kind.name == name) else {
+        let (word, names) = (text::one_line(name, 40), known());
+        let hint = text::nearest(&word, names.iter().copied()).map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
+        faults.push(Fault::new(&chosen.at, format!("unknown {family} type `{word}`: {hint}known are {}", names.join(", "))));
+        return None;
+    };
+    let own = map.iter().filter(|(key, ..)| key != "type" && !common.contains(&key.as_str())).cloned().collect();
+    let own = Node::new(node.at.clone(), Value::Map(own));
+    Some((kind.name, (kind.parse)(&own, faults)?))
 }
 
 /// Schema of `T`, with its definitions in the generator's.

@@ -17,8 +17,19 @@ pub fn clip(text: &str, max: usize) -> String {
 /// Bidirectional overrides, which reorder what a reader sees, go the same way.
 #[must_use]
 pub fn one_line(text: &str, max: usize) -> String {
-    let clean: String = text.chars().map(|c| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') { ' ' } else { c }).collect();
+    let clean: String = text
+        .chars()
+        .map(|c| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') { ' ' } else { c })
+        .collect();
     clip(clean.trim(), max)
+}
+
+/// A number for people: at most four decimals, no trailing zeros (`0.71`, `130`, `1234.5`).
+#[must_use]
+pub fn figure(value: f64) -> String {
+    let text = format!("{value:.4}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text == "-0" { "0".to_owned() } else { text.to_owned() }
 }
 
 /// The candidate nearest to `word`, if one is near enough to be what was meant.
@@ -44,6 +55,11 @@ mod tests {
     #[test]
     fn a_terminal_escape_never_survives() {
         assert_eq!(one_line("a\x1b[31mb\r\nc\u{202e}d", 80), "a [31mb  c d");
+    }
+
+    #[test]
+    fn figures_are_short() {
+        assert_eq!([0.0, -0.000_01, 130.0, 100.5, 0.712_345, f64::NAN].map(figure), ["0", "0", "130", "100.5", "0.7123", "NaN"]);
     }
 
     #[test]

@@ -42,6 +42,50 @@ impl fmt::Display for Fault {
 pub struct Node {
     pub at: Span,
     pub value: Value,
+    /// What was written, where that is a scalar other than a string: `name: 007` is still the text `007`.
+    pub text: Option<Box<str>>,
+}
+
+impl Node {
+    #[must_use]
+    pub fn new(at: Span, value: Value) -> Self {
+        Self { at, value, text: None }
+    }
+
+    /// A plain scalar, read by its form.
+    #[must_use]
+    pub fn scalar(at: Span, text: &str) -> Self {
+        let value = resolve_scalar(text);
+        let text = (!matches!(value, Value::String(_) | Value::Null)).then(|| text.into());
+        Self { at, value, text }
+    }
+
+    #[must_use]
+    pub fn as_map(&self) -> Option<&Map> {
+        match &self.value {
+            Value::Map(map) => Some(map),
+            _ => None,
+        }
+    }
+
+    /// The value of a key of a map.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        self.as_map()?.iter().find(|(name, ..)| name == key).map(|(.., node)| node)
+    }
+
+    /// `a mapping`, `the number 5`: for messages. Strings are shown, so not for secrets.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match (&self.value, &self.text) {
+            (Value::Null, _) => "nothing".to_owned(),
+            (Value::Seq(_), _) => "a list".to_owned(),
+            (Value::Map(_), _) => "a mapping".to_owned(),
+            (Value::String(_), _) => "text".to_owned(),
+            (_, Some(text)) => format!("`{text}`"),
+            _ => "a scalar".to_owned(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

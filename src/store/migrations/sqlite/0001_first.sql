@@ -104,7 +104,7 @@ CREATE TABLE queues (
     name TEXT NOT NULL UNIQUE
 );
 
--- One row a score and queue. state: 0 waiting, 1 delivered, 2 dead.
+-- One row a score and queue. state: 0 waiting, 1 delivered, 2 dead. next_us: when it may be sent; of a dead row, when it died.
 CREATE TABLE outbox (
     id           INTEGER PRIMARY KEY,
     queue        INTEGER NOT NULL,

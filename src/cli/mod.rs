@@ -1,0 +1,218 @@
+//! The commands: a file each. Results go to standard output, everything else to standard error.
+//!
+//! Exit codes (SPEC 3): 0 done; 1 the command ran and found problems; 2 wrong usage or no valid settings.
+
+mod explain;
+mod export;
+mod logs;
+mod next;
+mod once;
+mod run;
+mod status;
+mod validate;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    config::{Cache, Loaded, Overrides, Settings, load_monitors, load_settings},
+    util::yaml::Fault,
+};
+
+/// Tells a team when the answers of their LLM product get worse.
+#[derive(Debug, Parser)]
+#[command(name = "assayd", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+struct Global {
+    /// Settings of the daemon
+    #[arg(long, global = true, env = "ASSAYD_CONFIG", value_name = "FILE", help = "Settings of the daemon [default: assayd.yaml]")]
+    config: Option<PathBuf>,
+    /// Folder of the monitors
+    #[arg(long, global = true, env = "ASSAYD_MONITORS", value_name = "DIR")]
+    monitors: Option<PathBuf>,
+    /// Folder of everything assayd writes
+    #[arg(long, global = true, env = "ASSAYD_STATE", value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// error, warn, info, debug, trace, or a filter such as `assayd=debug`
+    #[arg(long, global = true, env = "ASSAYD_LOG_LEVEL", value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon
+    Run,
+    /// Check every file and report every fault
+    Validate(validate::Arguments),
+    /// One run of one monitor now
+    Once(once::Arguments),
+    /// Monitors, next run, last run, watermark lag, alert state
+    Status(status::Arguments),
+    /// Every decision about one item
+    Explain(explain::Arguments),
+    /// The coming slots of a monitor
+    Next(next::Arguments),
+    /// Scores as CSV or JSON lines
+    Export(export::Arguments),
+    /// Exit 0 when the daemon on this host is ready
+    Healthcheck,
+    /// JSON Schema of the settings, for editors
+    Schema {
+        #[arg(value_enum)]
+        of: SchemaOf,
+    },
+    /// Completions for a shell
+    Completions { shell: clap_complete::Shell },
+    /// The manual page
+    Man,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SchemaOf {
+    Monitor,
+    Config,
+}
+
+/// Why a command did not do what it was asked.
+enum Failure {
+    /// Exit 1, what there is to say has been said.
+    Problems,
+    /// Exit 1.
+    Error(anyhow::Error),
+    /// Exit 2.
+    Usage(String),
+    /// Exit 2.
+    Settings(Vec<Fault>),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Error(anyhow::Error::new(error).context("reading the store"))
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Two libraries bring TLS; the process has to say once which provider serves both.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        eprintln!("assayd: TLS was set up twice");
+    }
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Problems) => ExitCode::from(1),
+        Err(Failure::Error(error)) => {
+            // A reader that closed the pipe (`| head`) has what it wanted.
+            if error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe) {
+                return ExitCode::SUCCESS;
+            }
+            eprintln!("assayd: {error:#}");
+            ExitCode::from(1)
+        }
+        Err(Failure::Usage(message)) => {
+            eprintln!("assayd: {message}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Settings(faults)) => {
+            faults.iter().for_each(|fault| eprintln!("{fault}"));
+            eprintln!("assayd: no valid settings");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let overrides = Overrides { config: cli.global.config, monitors: cli.global.monitors, state: cli.global.state, log_level: cli.global.log_level };
+    match cli.command {
+        Command::Run => run::run(&overrides),
+        Command::Validate(arguments) => validate::validate(&overrides, &arguments),
+        Command::Once(arguments) => once::once(&overrides, arguments),
+        Command::Status(arguments) => status::status(&overrides, &arguments),
+        Command::Explain(arguments) => explain::explain(&overrides, &arguments),
+        Command::Next(arguments) => next::next(&overrides, &arguments),
+        Command::Export(arguments) => export::export(&overrides, &arguments),
+        Command::Healthcheck => status::healthcheck(&overrides),
+        Command::Schema { of } => {
+            let schema = match of {
+                SchemaOf::Monitor => crate::config::monitor_schema(),
+                SchemaOf::Config => crate::config::config_schema(),
+            };
+            print(&format!("{schema:#}\n"))
+        }
+        Command::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "assayd", &mut out);
+            print(&String::from_utf8_lossy(&out))
+        }
+        Command::Man => {
+            let mut out = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut out)?;
+            print(&String::from_utf8_lossy(&out))
+        }
+    }
+}
+
+fn settings(overrides: &Overrides) -> Result<Settings, Failure> {
+    load_settings(overrides).map_err(Failure::Settings)
+}
+
+fn monitors(settings: &Settings) -> Loaded {
+    load_monitors(&settings.monitors, settings, &mut Cache::default())
+}
+
+/// The monitor of that name, or what is wrong with it.
+fn monitor(settings: &Settings, name: &str) -> Result<std::sync::Arc<crate::config::MonitorSpec>, Failure> {
+    let loaded = monitors(settings);
+    if let Some(spec) = loaded.monitors.get(name) {
+        return Ok(std::sync::Arc::clone(spec));
+    }
+    loaded.faults.iter().for_each(|fault| eprintln!("{fault}"));
+    let hint = crate::util::text::nearest(name, loaded.monitors.keys().map(String::as_str)).map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();
+    Err(Failure::Usage(format!("there is no valid monitor `{}` in {}{hint}", crate::util::text::one_line(name, 64), settings.monitors.display())))
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// The runtime of a short command: one thread does.
+fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(future)
+}
+
+/// A table with a header, sized to the terminal.
+fn table(header: &[&str]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.set_header(header.to_vec());
+    table
+}

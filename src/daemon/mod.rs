@@ -1,0 +1,180 @@
+//! The daemon: one loop owns all state of the monitors ([`Daemon`]); runs, couriers and the API are tasks that send it
+//! messages. What a message does is a method; the loop itself fits on a screen.
+
+mod housekeeping;
+mod monitors;
+mod once;
+pub mod supervisor;
+mod watch;
+pub mod wire;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context;
+use jiff::Timestamp;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use tokio::sync::{mpsc, watch as channel};
+
+use self::{monitors::Monitors, supervisor::Supervisor, watch::Files, wire::World};
+use crate::{
+    config::Settings,
+    control::{Command, Control},
+    schedule::{
+        clock::{Clock, SystemClock},
+        queue::{Due, Queue},
+    },
+    telemetry, web,
+};
+pub use once::once;
+
+/// How long couriers get to send what is left when the daemon stops.
+const LAST_SENDING: Duration = Duration::from_secs(5);
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// When the daemon cannot be set up, or a part that it cannot do without is gone.
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    let settings = Arc::new(settings);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().context("setting up metrics")?;
+    telemetry::describe();
+    let (world, writer) = World::open(Arc::clone(&settings), Arc::clone(&clock)).await?;
+    let world = Arc::new(world);
+
+    let mut core = Supervisor::default();
+    core.spawn("store", writer.run());
+    let (control, mut commands) = Control::channel();
+    let ready = Arc::new(AtomicBool::new(false));
+    let (stop, stopped) = channel::channel(false);
+    if let Some(address) = settings.listen {
+        let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
+        let web = web::Web { control, store: world.services.store.clone(), metrics: metrics.clone(), ready: Arc::clone(&ready), token: settings.auth.as_ref().map(|auth| auth.token.clone()) };
+        let app = web::router(web).into_make_service_with_connect_info::<std::net::SocketAddr>();
+        let mut stopped = stopped.clone();
+        core.spawn("api", async move {
+            let end = async move {
+                // A sender that is gone asks for the same.
+                let _ = stopped.wait_for(|stop| *stop).await;
+            };
+            if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(end).await {
+                tracing::error!(%error, "the API ended");
+            }
+        });
+        tracing::info!(%address, "listening");
+    }
+
+    let (slots, mut due) = mpsc::unbounded_channel::<Due>();
+    // A closed receiver means that the daemon is going down, and slots no longer matter.
+    let queue = Queue::start(Arc::clone(&clock), move |due| drop(slots.send(due))).context("starting the timer")?;
+    let (dirty, mut changed) = mpsc::channel(1);
+    let mut files = settings.poll.is_none().then(|| Files::watch(&settings.monitors, dirty));
+    let mut monitors = Monitors::new(Arc::clone(&world), queue, stopped.clone());
+    monitors.start().await?;
+    let chores = housekeeping::start(&world.services, settings.retention).await?;
+    let mut signals = signals()?;
+
+    ready.store(true, Ordering::Relaxed);
+    // Without systemd these say nothing to nobody.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(monitors = monitors.len(), "ready");
+
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let rescan = settings.poll.map_or(watch::RESCAN, |poll| poll.0.max(Duration::from_millis(200)));
+    let mut next_look = tokio::time::Instant::now() + rescan;
+    let failure = loop {
+        tokio::select! {
+            Some(due) = due.recv() => monitors.due(due),
+            ended = monitors.run_ended() => monitors.ended(ended),
+            Some(command) = commands.recv() => match command {
+                Command::RunNow { monitor, request, reply } => monitors.run_now(&monitor, &request, reply),
+                Command::Reload { reply } => drop(reply.send(monitors.reload().await)),
+            },
+            Some(()) = changed.recv() => next_look = next_look.min(tokio::time::Instant::now() + watch::SETTLE),
+            () = tokio::time::sleep_until(next_look) => {
+                if let Some(files) = &mut files {
+                    files.again();
+                }
+                monitors.reload().await;
+                next_look = tokio::time::Instant::now() + rescan;
+            }
+            Some(signal) = signals.recv() => match signal {
+                SIGHUP => {
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
+                    monitors.reload().await;
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+                }
+                _ => break None,
+            },
+            ended = core.ended() => break Some(format!("`{}` ended; the daemon cannot do without it", ended.name)),
+            _ = tick.tick() => {
+                metrics.run_upkeep();
+                if clock.now().duration_since(monitors.last_beat()) < jiff::SignedDuration::from_secs(10) {
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                }
+            }
+        }
+    };
+
+    // Drain: no new slot, runs get their grace, sinks are flushed, the store closes.
+    ready.store(false, Ordering::Relaxed);
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!(grace = %settings.shutdown_grace, "stopping");
+    let drained = async {
+        drop(chores);
+        let left = monitors.drain(settings.shutdown_grace.0).await;
+        if !left.is_empty() {
+            tracing::warn!(runs = ?left, "ended before they were done; they are finished after the restart");
+        }
+        stop.send_replace(true);
+        monitors.stop_couriers(LAST_SENDING).await;
+        world.couriers.flush(&world.services, Duration::ZERO).await;
+        drop((monitors, world, commands));
+        core.finish(LAST_SENDING).await;
+    };
+    tokio::select! {
+        () = drained => {}
+        Some(_) = second(&mut signals) => {
+            tracing::warn!("a second signal: leaving at once");
+            std::process::exit(1);
+        }
+    }
+    tracing::info!("stopped");
+    failure.map_or(Ok(()), |failure| Err(anyhow::anyhow!(failure)))
+}
+
+/// The next signal that asks to stop.
+async fn second(signals: &mut mpsc::Receiver<i32>) -> Option<i32> {
+    loop {
+        match signals.recv().await {
+            Some(SIGHUP) => {}
+            other => return other,
+        }
+    }
+}
+
+/// Signals as messages.
+fn signals() -> anyhow::Result<mpsc::Receiver<i32>> {
+    let (sender, receiver) = mpsc::channel(8);
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("handling signals")?;
+    std::thread::Builder::new().name("assayd-signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            if sender.blocking_send(signal).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(receiver)
+}
+
+/// How late a slot is, never negative.
+fn lateness(now: Timestamp, slot: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(slot)).unwrap_or_default()
+}

@@ -1,0 +1,290 @@
+//! The monitors of a running daemon: which there are, which run, what a slot or a reload does to them.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use super::{
+    lateness, once,
+    supervisor::{Ended, Supervisor},
+    wire::World,
+};
+use crate::{
+    config::{Cache, Change, Changes, Loaded, MonitorSpec, diff, load_monitors},
+    control::{Refusal, RunRequest},
+    model::{AlertState, RunReport, Trigger},
+    pipeline::{self, Monitor, NOTICES, Order},
+    schedule::{
+        plan::{CatchUp, Plan},
+        queue::{Due, Queue},
+    },
+    store::RunRow,
+    telemetry,
+};
+
+/// One monitor.
+struct Active {
+    spec: Arc<MonitorSpec>,
+    plan: Arc<Plan>,
+    /// Built when it first runs, and anew after a change.
+    built: Option<Arc<Monitor>>,
+}
+
+type Reply = oneshot::Sender<Result<RunReport, Refusal>>;
+
+pub(super) struct Monitors {
+    world: Arc<World>,
+    queue: Queue,
+    active: BTreeMap<Arc<str>, Active>,
+    /// Runs under way, by monitor: a monitor never overlaps itself.
+    running: HashSet<String>,
+    runs: Supervisor,
+    couriers: Supervisor,
+    stopped: watch::Receiver<bool>,
+    places: Arc<Semaphore>,
+    cache: Arc<std::sync::Mutex<Cache>>,
+    faults: Vec<String>,
+}
+
+impl Monitors {
+    pub fn new(world: Arc<World>, queue: Queue, stopped: watch::Receiver<bool>) -> Self {
+        let places = Arc::new(Semaphore::new(world.settings.concurrency.runs.max(1)));
+        let mut couriers = Supervisor::default();
+        let (of_notices, until) = (Arc::clone(&world), stopped.clone());
+        couriers.spawn(NOTICES, async move { of_notices.couriers.serve_notices(&of_notices.services, until).await });
+        Self {
+            world,
+            queue,
+            active: BTreeMap::new(),
+            running: HashSet::new(),
+            runs: Supervisor::default(),
+            couriers,
+            stopped,
+            places,
+            cache: Arc::default(),
+            faults: Vec::new(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.active.len()
+    }
+
+    pub fn last_beat(&self) -> Timestamp {
+        self.queue.last_beat()
+    }
+
+    /// Loads the monitors, finishes what was interrupted, catches up what was missed.
+    pub async fn start(&mut self) -> anyhow::Result<()> {
+        self.reload().await;
+        let store = &self.world.services.store;
+        let open: Vec<RunRow> = store.open_runs().await?;
+        let last = store.last_slots().await?;
+        let now = self.world.services.clock.now();
+        for run in open {
+            let (name, id) = (run.monitor.clone(), run.id.clone());
+            let order = Order { run, since: None, until: None, dry_run: false, period: None, progress: None };
+            if self.start_run(&name, order, true, None) {
+                tracing::info!(monitor = %name, run = %id, "finishing a run that was interrupted");
+            }
+        }
+        let specs: Vec<_> = self.active.values().map(|active| (Arc::clone(&active.spec), Arc::clone(&active.plan))).collect();
+        for (spec, plan) in specs.into_iter().filter(|(spec, _)| spec.enabled) {
+            let missed = plan.latest_at(now).filter(|slot| last.get(&spec.name).is_some_and(|last| *last < slot.as_microsecond()));
+            if let Some(slot) = missed.filter(|_| spec.schedule.catch_up == CatchUp::Once) {
+                let order = once::new_order(&spec, slot, Trigger::CatchUp, &RunRequest::default(), None);
+                self.start_run(&spec.name, order, false, None);
+            } else if spec.schedule.on_start {
+                let order = once::new_order(&spec, now, Trigger::Start, &RunRequest::default(), None);
+                self.start_run(&spec.name, order, false, None);
+            }
+        }
+        // Queues that hold rows of an earlier process get their couriers now, not at the next run.
+        for waiting in self.world.services.store.queues().await?.into_iter().filter(|queue| queue.waiting > 0) {
+            let owner = self.active.values().find(|active| active.spec.publish.iter().any(|sink| sink.queue() == waiting.name));
+            if let Some(name) = owner.map(|active| active.spec.name.clone()) {
+                self.built(&name);
+            }
+        }
+        Ok(())
+    }
+
+    /// A slot is due.
+    pub fn due(&mut self, due: Due) {
+        let Some(active) = self.active.get(&due.monitor) else { return };
+        let spec = Arc::clone(&active.spec);
+        telemetry::slot_fired(lateness(self.world.services.clock.now(), due.slot));
+        let busy = self.running.contains(&*due.monitor);
+        let missed = due.missed + u64::from(busy);
+        if missed > 0 {
+            telemetry::slots_missed(&due.monitor, missed);
+        }
+        if !busy {
+            let order = once::new_order(&spec, due.slot, Trigger::Schedule, &RunRequest::default(), None);
+            self.start_run(&due.monitor, order, false, None);
+        }
+    }
+
+    pub fn run_now(&mut self, name: &str, request: &RunRequest, reply: Reply) {
+        let refuse = |reply: Reply, refusal| drop(reply.send(Err(refusal)));
+        let Some(active) = self.active.get(name) else { return refuse(reply, Refusal::NoSuchMonitor(name.to_owned())) };
+        if self.running.contains(name) {
+            return refuse(reply, Refusal::Busy(name.to_owned()));
+        }
+        match once::order(&self.world, &active.spec, request, None) {
+            Ok(order) => {
+                self.start_run(name, order, false, Some(reply));
+            }
+            Err(error) => refuse(reply, Refusal::Unfit(error.to_string())),
+        }
+    }
+
+    /// The monitor, built, its queues served.
+    fn built(&mut self, name: &str) -> Option<Arc<Monitor>> {
+        let active = self.active.get_mut(name)?;
+        if let Some(built) = &active.built {
+            return Some(Arc::clone(built));
+        }
+        let built = match self.world.build(&active.spec) {
+            Ok(built) => built,
+            Err(error) => {
+                tracing::error!(monitor = name, error = %format!("{error:#}"), "the monitor could not be built");
+                return None;
+            }
+        };
+        active.built = Some(Arc::clone(&built));
+        for queue in self.world.register(&built) {
+            let (world, until) = (Arc::clone(&self.world), self.stopped.clone());
+            self.couriers.spawn(queue.clone(), async move { world.couriers.serve(&world.services, &queue, until).await });
+        }
+        Some(built)
+    }
+
+    /// False when the monitor is gone or runs already. `resume`: the run stands in the store already.
+    fn start_run(&mut self, name: &str, order: Order, resume: bool, reply: Option<Reply>) -> bool {
+        if self.running.contains(name) {
+            return false;
+        }
+        let Some(monitor) = self.built(name) else {
+            if let Some(reply) = reply {
+                // A caller that went away needs no answer.
+                drop(reply.send(Err(Refusal::NoSuchMonitor(name.to_owned()))));
+            }
+            return false;
+        };
+        self.running.insert(name.to_owned());
+        let (world, places) = (Arc::clone(&self.world), Arc::clone(&self.places));
+        self.runs.spawn(name.to_owned(), async move {
+            // The semaphore is never closed; were it, running would still be right.
+            let _place = places.acquire().await.ok();
+            let services = &world.services;
+            if !resume && !order.dry_run {
+                match services.store.begin_run(order.run.clone()).await {
+                    Ok(true) => {}
+                    // Somebody ran this slot already.
+                    Ok(false) | Err(_) => return,
+                }
+            }
+            let Ok(report) = pipeline::run(&monitor, services, &order).await else { return };
+            for state in [AlertState::Inactive, AlertState::Pending, AlertState::Firing, AlertState::Resolved, AlertState::NoData, AlertState::Insufficient, AlertState::Error] {
+                let n = report.alerts.iter().filter(|alert| alert.state == state).count();
+                telemetry::alerts(&report.monitor, state.as_str(), u32::try_from(n).unwrap_or(u32::MAX));
+            }
+            if let Some(reply) = reply {
+                // As above.
+                drop(reply.send(Ok(report)));
+            }
+        });
+        true
+    }
+
+    pub async fn run_ended(&mut self) -> Ended {
+        self.runs.ended().await
+    }
+
+    pub fn ended(&mut self, ended: Ended) {
+        self.running.remove(&ended.name);
+    }
+
+    /// Loads all files and acts on what changed. Monitors that did not change are not touched.
+    pub async fn reload(&mut self) -> Changes {
+        let (world, cache) = (Arc::clone(&self.world), Arc::clone(&self.cache));
+        let loaded = tokio::task::spawn_blocking(move || {
+            let mut cache = cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            load_monitors(&world.settings.monitors, &world.settings, &mut cache)
+        });
+        let loaded = match loaded.await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tracing::error!(%error, "loading the monitors failed; the last good ones go on");
+                return Changes::default();
+            }
+        };
+        let old = self.active.values().map(|active| (active.spec.name.clone(), Arc::clone(&active.spec))).collect();
+        let (acts, mut changes) = diff(&old, &loaded.monitors, &loaded.broken);
+        changes.faults = loaded.faults.iter().map(ToString::to_string).collect();
+        self.report(&loaded, &changes, !acts.is_empty());
+        let now = self.world.services.clock.now();
+        for act in acts {
+            match act {
+                Change::Added(spec) | Change::Changed(spec) => self.set(spec, now),
+                Change::Removed(name) => {
+                    self.queue.remove(&name);
+                    self.active.remove(name.as_str());
+                }
+            }
+        }
+        let disabled = self.active.values().filter(|active| !active.spec.enabled).count();
+        telemetry::monitors("active", self.active.len() - disabled);
+        telemetry::monitors("disabled", disabled);
+        telemetry::monitors("broken", loaded.broken.len());
+        changes
+    }
+
+    /// Says what is new, once.
+    fn report(&mut self, loaded: &Loaded, changes: &Changes, acted: bool) {
+        if acted || changes.faults != self.faults {
+            telemetry::reloaded(if changes.faults.is_empty() { "success" } else { "failure" });
+            tracing::info!(files = loaded.files, added = ?changes.added, changed = ?changes.changed, removed = ?changes.removed, kept = ?changes.kept, "monitors loaded");
+            for fault in changes.faults.iter().filter(|fault| !self.faults.contains(fault)) {
+                tracing::error!("{fault}");
+            }
+            self.faults.clone_from(&changes.faults);
+        }
+    }
+
+    fn set(&mut self, spec: Arc<MonitorSpec>, now: Timestamp) {
+        let name: Arc<str> = spec.name.as_str().into();
+        match Plan::new(&spec.schedule, &spec.name) {
+            Ok(plan) => {
+                let plan = Arc::new(plan);
+                if spec.enabled {
+                    self.queue.set(&name, Arc::clone(&plan), now);
+                } else {
+                    self.queue.remove(&name);
+                }
+                self.active.insert(name, Active { spec, plan, built: None });
+            }
+            Err(fault) => tracing::error!(monitor = %name, %fault, "the schedule does not hold"),
+        }
+    }
+
+    /// No new slots; runs get `grace`. Returns the monitors whose runs were ended.
+    pub async fn drain(&mut self, grace: Duration) -> Vec<String> {
+        let names: Vec<_> = self.active.keys().cloned().collect();
+        names.iter().for_each(|name| self.queue.remove(name));
+        self.runs.finish(grace).await
+    }
+
+    pub async fn stop_couriers(&mut self, grace: Duration) {
+        let left = self.couriers.finish(grace).await;
+        if !left.is_empty() {
+            tracing::warn!(sinks = ?left, "still sending when the time was up; what they held stays queued");
+        }
+    }
+}

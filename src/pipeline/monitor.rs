@@ -1,0 +1,136 @@
+//! A monitor made ready to run: settings compiled, plug-ins built. Touches neither network nor disk.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::{Context, anyhow};
+use regex::Regex;
+
+use super::{extract::Extract, view::Patterns};
+use crate::{
+    config::MonitorSpec,
+    connections::Connections,
+    metrics::{Metric, MetricBuildCx, Price},
+    providers::Models,
+    sinks::{Sink, SinkCx},
+    sources::{Source, SourceCx},
+    util::{http::Http, template::Expr},
+};
+
+/// What building needs.
+pub struct BuildEnv<'a> {
+    pub connections: &'a Connections,
+    pub http: &'a Http,
+    pub models: &'a dyn Models,
+    pub base_dir: &'a PathBuf,
+}
+
+pub struct Monitor {
+    pub spec: Arc<MonitorSpec>,
+    pub(super) source_key: String,
+    pub(super) source: Arc<dyn Source>,
+    pub(super) wants_observations: bool,
+    pub(super) filter: Option<Expr>,
+    pub(super) always: Option<Expr>,
+    pub(super) patterns: Patterns,
+    pub(super) extract: Extract,
+    /// Free ones first, else as written.
+    pub(super) metrics: Vec<Judge>,
+    /// The outbox queues that get each score.
+    pub(super) queues: Arc<[String]>,
+    /// The sinks behind the queues.
+    pub sinks: Vec<(String, Arc<dyn Sink>)>,
+}
+
+/// One metric of a monitor.
+pub(super) struct Judge {
+    pub name: Arc<str>,
+    pub revision: Arc<str>,
+    pub when: Option<Expr>,
+    pub threshold: Option<f64>,
+    pub higher_is_better: bool,
+    pub price: Price,
+    pub metric: Arc<dyn Metric>,
+}
+
+impl std::fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Monitor").field("name", &self.spec.name).finish_non_exhaustive()
+    }
+}
+
+impl Monitor {
+    /// # Errors
+    /// What does not compile or fit together; `config::check` has told the user before.
+    pub fn build(spec: Arc<MonitorSpec>, env: &BuildEnv<'_>) -> anyhow::Result<Self> {
+        let name = &spec.name;
+        let wants_observations = wants_observations(&spec);
+        let cx = SourceCx { connections: env.connections, http: env.http, base_dir: env.base_dir, wants_observations };
+        let source = spec.source.config.build(&cx).with_context(|| format!("monitor {name}: source"))?;
+        let expr = |key: &str, text: &Option<String>| text.as_deref().map(Expr::new).transpose().map_err(|error| anyhow!("monitor {name}: {key}: {error}"));
+        let metric_cx = MetricBuildCx { models: env.models };
+        let mut metrics = Vec::with_capacity(spec.metrics.len());
+        for metric in &spec.metrics {
+            let built = metric.config.build(&metric_cx).with_context(|| format!("monitor {name}: metric {}", metric.name))?;
+            metrics.push(Judge {
+                name: metric.name.as_str().into(),
+                revision: revision(&metric.config.revision(&metric_cx), metric.threshold, metric.higher_is_better).into(),
+                when: expr("when", &metric.when)?,
+                threshold: metric.threshold,
+                higher_is_better: metric.higher_is_better,
+                price: metric.config.price(),
+                metric: built,
+            });
+        }
+        metrics.sort_by_key(|metric| metric.price);
+        let sink_cx = SinkCx { connections: env.connections, http: env.http, base_dir: env.base_dir };
+        let sinks: Vec<_> = spec
+            .publish
+            .iter()
+            .map(|config| Ok((config.queue(), config.build(&sink_cx).with_context(|| format!("monitor {name}: publish"))?)))
+            .collect::<anyhow::Result<_>>()?;
+        let patterns = spec
+            .extract
+            .patterns
+            .iter()
+            .map(|(step, sides)| {
+                let regexes = sides.iter().map(|(side, pattern)| Ok((side.clone(), Regex::new(pattern)?))).collect::<Result<Vec<_>, regex::Error>>();
+                Ok((step.clone(), regexes.with_context(|| format!("monitor {name}: extract.patterns.{step}"))?))
+            })
+            .collect::<anyhow::Result<Patterns>>()?;
+        Ok(Self {
+            source_key: spec.source.key(),
+            source,
+            wants_observations,
+            filter: expr("source.filter", &spec.source.filter)?,
+            always: expr("sampling.always", &spec.sampling.always)?,
+            patterns,
+            extract: Extract::new(&spec.extract).map_err(|error| anyhow!("monitor {name}: {error}"))?,
+            metrics,
+            queues: sinks.iter().map(|(queue, _)| queue.clone()).collect(),
+            sinks,
+            spec,
+        })
+    }
+
+    /// The source's own cheap check, for `validate --live`.
+    ///
+    /// # Errors
+    /// What the source says.
+    pub async fn probe(&self) -> anyhow::Result<String> {
+        Ok(self.source.probe().await?)
+    }
+}
+
+/// 16 hex digits over all that decides a verdict.
+fn revision(metric: &str, threshold: Option<f64>, higher_is_better: bool) -> String {
+    blake3::hash(format!("{metric}\0{threshold:?}\0{higher_is_better}").as_bytes()).to_hex()[..16].to_owned()
+}
+
+/// Whether any template names a trace's children: fetching them costs a request a trace.
+fn wants_observations(spec: &MonitorSpec) -> bool {
+    let extract = &spec.extract;
+    let texts = [&extract.input, &extract.output, &extract.context, &extract.expected].into_iter().chain(extract.metadata.values());
+    let texts = texts.map(String::as_str).chain(spec.source.filter.as_deref()).chain(spec.sampling.always.as_deref());
+    let texts = texts.chain(spec.metrics.iter().flat_map(|metric| metric.when.as_deref().into_iter().chain(metric.config.templates())));
+    !extract.patterns.is_empty() || texts.into_iter().any(|text| text.contains("trace.steps") || text.contains("trace.observations") || text.contains("trace["))
+}

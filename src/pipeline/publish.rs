@@ -1,0 +1,262 @@
+//! The outbox's couriers: one for each queue of scores, one for messages to people. Each sends, retries and gives up on
+//! its own, so a sink that is down holds no other one up. What waits is in the store; a courier keeps nothing.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use tokio::sync::watch;
+
+use super::Services;
+use crate::{
+    sinks::{Notifier, NotifyError, RowError, Sink},
+    store::{Closed, DueNotice, Failure, Fate, NoticeEnd, SentBatch},
+    util::backoff::{self, Policy},
+};
+
+/// Of rows: it begins small so that a hiccup is not felt, and ends at a minute so that a sink that came back is.
+const RETRY: Policy = Policy { attempts: u32::MAX, max_elapsed: Duration::MAX, base: Duration::from_secs(1), cap: Duration::from_secs(60) };
+/// A refused key is tried this often: somebody has to act, but need not restart us.
+const REFUSED: Duration = Duration::from_secs(60);
+/// A row that nobody took for this long is given up.
+const GIVE_UP: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Rows gathered for this long share a request.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// The queue of messages, in logs.
+pub const NOTICES: &str = "notices";
+
+/// Who delivers what.
+#[derive(Default)]
+pub struct Couriers {
+    sinks: Mutex<BTreeMap<String, Arc<dyn Sink>>>,
+    /// By connection.
+    notifiers: Mutex<BTreeMap<String, Arc<dyn Notifier>>>,
+}
+
+/// What a round did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Round {
+    /// The queue may hold more.
+    Sent,
+    /// Nothing may be sent before then.
+    Idle { until_us: Option<i64> },
+}
+
+impl std::fmt::Debug for Couriers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Couriers").finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // The maps are whole after every statement, so a panic elsewhere leaves them sound.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Couriers {
+    /// Makes known who serves a queue; true when the queue is new and wants a courier.
+    pub fn set_sink(&self, queue: &str, sink: Arc<dyn Sink>) -> bool {
+        lock(&self.sinks).insert(queue.to_owned(), sink).is_none()
+    }
+
+    pub fn set_notifier(&self, connection: &str, notifier: Arc<dyn Notifier>) {
+        lock(&self.notifiers).insert(connection.to_owned(), notifier);
+    }
+
+    fn sink(&self, queue: &str) -> Option<Arc<dyn Sink>> {
+        lock(&self.sinks).get(queue).cloned()
+    }
+
+    fn queues(&self) -> Vec<String> {
+        lock(&self.sinks).keys().cloned().collect()
+    }
+
+    /// Serves one queue until `stop` says so or the store closes; a request under way is finished.
+    pub async fn serve(&self, services: &Services, queue: &str, mut stop: watch::Receiver<bool>) {
+        let mut wake = services.outbox.subscribe();
+        while !*stop.borrow() {
+            let until_us = match self.round(services, queue).await {
+                Ok(Round::Sent) => continue,
+                Ok(Round::Idle { until_us }) => until_us,
+                Err(Stop::Closed) => return,
+                Err(Stop::Store(error)) => {
+                    tracing::warn!(queue, %error, "the outbox could not be read");
+                    Some(services.now_us() + 1_000_000)
+                }
+            };
+            tokio::select! {
+                () = stopped(&mut stop) => return,
+                changed = wake.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(LINGER).await;
+                }
+                () = sleep_until(services, until_us) => {}
+            }
+        }
+    }
+
+    /// Sends what can be sent within `patience`, over all queues; what a sink does not take stays queued.
+    pub async fn flush(&self, services: &Services, patience: Duration) {
+        let deadline_us = services.now_us().saturating_add(i64::try_from(patience.as_micros()).unwrap_or(i64::MAX));
+        let scores = self.queues().into_iter().map(|queue| async move { while self.once_more(services, self.round(services, &queue).await, deadline_us).await {} });
+        let notices = async { while self.once_more(services, self.notices(services).await, deadline_us).await {} };
+        tokio::join!(futures_util::future::join_all(scores), notices);
+    }
+
+    /// Whether another round before the deadline can do anything; waits until it can.
+    async fn once_more(&self, services: &Services, round: Result<Round, Stop>, deadline_us: i64) -> bool {
+        match round {
+            Ok(Round::Sent) => true,
+            Ok(Round::Idle { until_us: Some(until_us) }) if until_us <= deadline_us => {
+                sleep_until(services, Some(until_us)).await;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Serves the messages until `stop` says so or the store closes.
+    pub async fn serve_notices(&self, services: &Services, mut stop: watch::Receiver<bool>) {
+        let mut wake = services.outbox.subscribe();
+        while !*stop.borrow() {
+            let until_us = match self.notices(services).await {
+                Ok(Round::Sent) => continue,
+                Ok(Round::Idle { until_us }) => until_us,
+                Err(Stop::Closed) => return,
+                Err(Stop::Store(error)) => {
+                    tracing::warn!(queue = NOTICES, %error, "the outbox could not be read");
+                    Some(services.now_us() + 1_000_000)
+                }
+            };
+            tokio::select! {
+                () = stopped(&mut stop) => return,
+                changed = wake.changed() => if changed.is_err() { return },
+                () = sleep_until(services, until_us) => {}
+            }
+        }
+    }
+
+    async fn round(&self, services: &Services, queue: &str) -> Result<Round, Stop> {
+        let Some(sink) = self.sink(queue) else { return Ok(Round::Idle { until_us: None }) };
+        let due = services.store.due(queue, services.now_us(), sink.batch_size()).await?;
+        if due.is_empty() {
+            return Ok(Round::Idle { until_us: services.store.next_due(queue).await? });
+        }
+        let (rows, batch): (Vec<_>, Vec<_>) = due.into_iter().map(|due| ((due.outbox_id, due.attempts, due.delivery.score.created_at), due.delivery)).unzip();
+        let answer = sink.deliver(&batch).await;
+        let now = services.clock.now();
+        let fate = |(id, attempts, created): &(i64, u32, Timestamp), error: Option<RowError>, wait: Option<Duration>| {
+            let fate = match error {
+                None => Fate::Delivered,
+                Some(RowError::Dead(error)) => Fate::Dead(error),
+                Some(RowError::Retry(error)) if now.duration_since(*created).unsigned_abs() > GIVE_UP => Fate::Dead(format!("given up after 7 days: {error}")),
+                Some(RowError::Retry(error)) => Fate::Again(again(now, *attempts, wait, error)),
+            };
+            (*id, fate)
+        };
+        let (fates, sent): (Vec<_>, bool) = match answer {
+            Ok(answers) => (rows.iter().zip(answers).map(|(row, answer)| fate(row, answer.err(), None)).collect(), true),
+            Err(error) => {
+                tracing::warn!(queue, waiting = rows.len(), error = %error.message, "a sink could not be served; its rows stay queued");
+                let wait = if error.transient { error.retry_after } else { Some(error.retry_after.unwrap_or(REFUSED)) };
+                (rows.iter().map(|row| fate(row, Some(RowError::Retry(error.message.clone())), wait)).collect(), false)
+            }
+        };
+        for (id, fate) in &fates {
+            if let Fate::Dead(reason) = fate {
+                tracing::error!(queue, row = id, reason = %reason, "a row is dead: the sink refused it for good");
+            }
+        }
+        services.store.record_sent(SentBatch { at_us: now.as_microsecond(), fates }).await?;
+        if sent { Ok(Round::Sent) } else { Ok(Round::Idle { until_us: services.store.next_due(queue).await? }) }
+    }
+
+    async fn notices(&self, services: &Services) -> Result<Round, Stop> {
+        let now = services.clock.now();
+        let mut held: HashSet<(String, String)> = HashSet::new();
+        let mut until_us = None;
+        let mut sent = false;
+        for notice in services.store.due_notices(100).await? {
+            // Events of one firing keep their order: a resolve never overtakes the message that it resolves.
+            let place = (notice.event.fingerprint.clone(), format!("{:?}", notice.route));
+            if notice.next_us > now.as_microsecond() || held.contains(&place) {
+                until_us = Some(until_us.map_or(notice.next_us, |until: i64| until.min(notice.next_us)));
+                held.insert(place);
+                continue;
+            }
+            let end = self.tell(&notice, now).await;
+            let again = matches!(end, NoticeEnd::Again(_));
+            services.store.record_notice(notice.id, end).await?;
+            if again {
+                held.insert(place);
+            } else {
+                sent = true;
+                // What hangs on this message's thread reads it from the store.
+                break;
+            }
+        }
+        if sent { Ok(Round::Sent) } else { Ok(Round::Idle { until_us: until_us.or_else(|| (!held.is_empty()).then(|| now.as_microsecond() + 1_000_000)) }) }
+    }
+
+    async fn tell(&self, notice: &DueNotice, now: Timestamp) -> NoticeEnd {
+        let event = &notice.event;
+        let notifier = lock(&self.notifiers).get(&notice.route.connection).cloned();
+        let Some(notifier) = notifier.filter(|_| notice.route.sink != "log") else {
+            tracing::warn!(monitor = %event.monitor, alert = %event.alert, kind = ?event.kind, run = %event.run_id, "alert: {}", crate::sinks::slack::plain(event));
+            return NoticeEnd::Delivered { thread: None };
+        };
+        match notifier.notify(event, &notice.route.target, notice.thread.as_deref()).await {
+            Ok(thread) => NoticeEnd::Delivered { thread },
+            Err(NotifyError::Dead(error)) => {
+                tracing::error!(alert = %event.alert, monitor = %event.monitor, %error, "an alert could not be delivered and is given up");
+                NoticeEnd::Dead(error)
+            }
+            Err(NotifyError::Retry { message, retry_after }) => {
+                tracing::warn!(alert = %event.alert, monitor = %event.monitor, error = %message, "an alert waits to be delivered");
+                NoticeEnd::Again(again(now, notice.attempts, retry_after, message))
+            }
+        }
+    }
+}
+
+fn again(now: Timestamp, attempts: u32, wait: Option<Duration>, error: String) -> Failure {
+    let wait = wait.or_else(|| RETRY.wait(attempts + 1, Duration::ZERO, None, backoff::chance())).unwrap_or(RETRY.cap);
+    Failure { next_us: now.as_microsecond().saturating_add(i64::try_from(wait.as_micros()).unwrap_or(i64::MAX)), error }
+}
+
+/// Why a courier cannot go on.
+enum Stop {
+    Closed,
+    Store(sqlx::Error),
+}
+
+impl From<Closed> for Stop {
+    fn from(_: Closed) -> Self {
+        Self::Closed
+    }
+}
+
+impl From<sqlx::Error> for Stop {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+async fn sleep_until(services: &Services, until_us: Option<i64>) {
+    let Some(until_us) = until_us else { return std::future::pending().await };
+    let wait = u64::try_from(until_us.saturating_sub(services.now_us())).unwrap_or(0);
+    // Waking now and then lets a wall clock that was set back not hold a row for ever.
+    tokio::time::sleep(Duration::from_micros(wait.max(1000)).min(Duration::from_secs(60))).await;
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // A sender that is gone asks for the same.
+    let _ = stop.wait_for(|stop| *stop).await;
+}

@@ -1,0 +1,679 @@
+//! The order of a run. Read [`work`] first: it is the pipeline.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{
+    StreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::mpsc;
+
+use super::{
+    Monitor, Services,
+    evaluate::{Drawn, Judging},
+    extract::NoCase,
+    measure,
+    sample::{self, Reservoir, Rule},
+    view,
+};
+use crate::{
+    metrics::Price,
+    model::{Decision, ItemCounts, ItemKey, MetricSummary, Outcome, PublishedCounts, RunReport, RunStatus, Trace},
+    sources::{Fetched, Pages, SourceError, Window},
+    store::{Closed, DrawBatch, ItemEnd, ItemOutcome, NewItem, NewScore, Pending, RunRow},
+    telemetry,
+};
+
+/// What a run is asked to do.
+#[derive(Debug, Clone)]
+pub struct Order {
+    pub run: RunRow,
+    /// Overrides the watermark; such a run moves none.
+    pub since: Option<Timestamp>,
+    pub until: Option<Timestamp>,
+    /// Judges nothing and writes nothing.
+    pub dry_run: bool,
+    /// Between two slots; what `no-data` counts by.
+    pub period: Option<Duration>,
+    pub progress: Option<tokio::sync::watch::Sender<Progress>>,
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub fetched: u64,
+    pub drawn: u64,
+    pub decided: u64,
+}
+
+/// Why a run could not do its work.
+#[derive(Debug, thiserror::Error)]
+enum Stopped {
+    #[error("source: {0}")]
+    Source(#[from] SourceError),
+    #[error("store: {0}")]
+    Store(#[from] sqlx::Error),
+    #[error("{0}")]
+    Closed(#[from] Closed),
+    #[error("not finished within {0}")]
+    Timeout(crate::util::duration::Human),
+}
+
+/// Pages held between the source and the draw: one in hand, one on its way.
+const PAGES: usize = 1;
+/// Children fetched at the same time.
+const COMPLETIONS: usize = 8;
+/// Outcomes on their way to the disk, beside those being judged: an fsync never holds a judge's place.
+const RECORDING: usize = 256;
+/// Waiting items read back at a time: their traces may be large.
+const LEFTOVERS: u32 = 50;
+
+/// Runs a monitor once and records the run. The caller has begun the run in the store (not for a dry run).
+///
+/// # Errors
+/// When the store has closed: the process is going down, the run stays open and is finished after the restart.
+// Boxed so that the proof that a run may move between threads is made here, where its lifetimes are known.
+#[must_use]
+pub fn run<'a>(monitor: &'a Monitor, services: &'a Services, order: &'a Order) -> BoxFuture<'a, Result<RunReport, Closed>> {
+    Box::pin(run_once(monitor, services, order))
+}
+
+async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Result<RunReport, Closed> {
+    let started = services.clock.now();
+    let books = Books::new(monitor, services, order);
+    let timeout = monitor.spec.schedule.timeout;
+    let worked = match tokio::time::timeout(timeout.0, work(&books)).await {
+        Ok(worked) => worked,
+        Err(_) => Err(Stopped::Timeout(timeout)),
+    };
+    if matches!(worked, Err(Stopped::Closed(_))) {
+        return Err(Closed);
+    }
+    let mut report = books.report(worked.err(), started);
+    if order.dry_run {
+        return Ok(report);
+    }
+    let period = order.period.unwrap_or(measure::UNKNOWN_PERIOD.0);
+    let new_items = books.tally().new_items;
+    let moved = match measure::alerts(monitor, services, &report, new_items, period).await {
+        Ok(moved) => moved,
+        Err(error) => {
+            tracing::error!(monitor = %monitor.spec.name, %error, "alerts could not be evaluated");
+            measure::Moved::default()
+        }
+    };
+    report.alerts = moved.lines;
+    let now = services.clock.now();
+    services.store.finish_run(report.run_id.clone(), new_items, report.clone(), now.as_microsecond(), moved.rows, moved.notices).await?;
+    services.outbox.send_replace(());
+    report.published = published(services, &report.run_id, monitor).await;
+    telemetry::run_finished(&report, now.as_duration().as_secs_f64());
+    Ok(report)
+}
+
+/// The pipeline.
+async fn work<'a>(books: &'a Books<'a>) -> Result<(), Stopped> {
+    // What an earlier run drew and did not finish, then what waits for another try.
+    if !books.order.dry_run {
+        leftovers(books, false, u64::MAX).await?;
+        leftovers(books, true, (books.monitor.spec.source.limit / 2).max(1)).await?;
+    }
+    if books.order.run.drawn {
+        return Ok(());
+    }
+    let Some(window) = books.window().await? else { return Ok(()) };
+    let (pages, received) = Pages::channel(PAGES);
+    let fetch = async {
+        let fetched = books.monitor.source.fetch(window, &pages).await;
+        drop(pages);
+        fetched
+    };
+    let (fetched, judged) = tokio::join!(fetch, draw_and_judge(books, received));
+    judged?;
+    fetched?;
+    books.complete().await
+}
+
+/// New items as they come: dedup -> observations -> filter -> extract -> sample -> evaluate -> record.
+async fn draw_and_judge<'a>(books: &'a Books<'a>, mut pages: mpsc::Receiver<Vec<Fetched>>) -> Result<(), Stopped> {
+    let concurrency = books.monitor.spec.evaluation.concurrency.max(1);
+    match Rule::new(&books.monitor.spec.sampling, books.order.run.seed) {
+        Rule::Share(share) => {
+            // Each page is drawn, stored and judged while the next one is on its way.
+            let failure = Arc::new(Mutex::new(None));
+            let of_stream = Arc::clone(&failure);
+            let items = stream::unfold((pages, of_stream), move |(pages, failure)| -> BoxFuture<'a, _> { Box::pin(next_page(books, pages, share, failure)) });
+            let items: BoxStream<'a, Drawn> = Box::pin(items.flatten());
+            judge_all(books, items, concurrency).await?;
+            let failure = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+            failure.map_or(Ok(()), Err)
+        }
+        Rule::Smallest { n, by } => {
+            let mut reservoir = Reservoir::new(n, by);
+            let mut batch = Vec::new();
+            let mut always = Vec::new();
+            let mut watermark = None;
+            while let Some(page) = pages.recv().await {
+                let candidates = candidates(books, page).await?;
+                watermark = watermark.max(candidates.watermark);
+                batch.extend(candidates.decided);
+                for candidate in candidates.open {
+                    if candidate.always {
+                        always.push(candidate);
+                        continue;
+                    }
+                    let (id, at_us) = (candidate.fetched_id.clone(), candidate.item_us);
+                    if let Some(out) = reservoir.offer(&id, at_us, candidate) {
+                        batch.push(out.sampled_out());
+                    }
+                }
+                if candidates.full {
+                    pages.close();
+                }
+            }
+            let drawn: Vec<Candidate> = reservoir.into_drawn().chain(always).collect();
+            let reason = if n == usize::MAX { "drawn".to_owned() } else { format!("drawn: {by:?}, n = {n}") };
+            batch.extend(drawn.iter().map(|candidate| candidate.drawn(&reason)));
+            books.record_draw(batch, watermark, true).await?;
+            let items = drawn.into_iter().map(|candidate| candidate.into_drawn(books.services.now_us()));
+            judge_all(books, stream::iter(items.collect::<Vec<_>>()), concurrency).await
+        }
+    }
+}
+
+type PageState = (mpsc::Receiver<Vec<Fetched>>, Arc<Mutex<Option<Stopped>>>);
+
+/// What a page draws. A failure ends the stream and is kept for the end; what was drawn before it is judged.
+async fn next_page(books: &Books<'_>, mut pages: mpsc::Receiver<Vec<Fetched>>, share: f64, failure: Arc<Mutex<Option<Stopped>>>) -> Option<(stream::Iter<std::vec::IntoIter<Drawn>>, PageState)> {
+    let page = pages.recv().await?;
+    let drawn = match draw_page(books, page, share).await {
+        Ok((drawn, full)) => {
+            if full {
+                pages.close();
+            }
+            drawn
+        }
+        Err(error) => {
+            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            pages.close();
+            Vec::new()
+        }
+    };
+    Some((stream::iter(drawn), (pages, failure)))
+}
+
+/// Judges, records, counts.
+async fn judge_all<'a>(books: &'a Books<'a>, items: impl futures_util::Stream<Item = Drawn> + Send + 'a, concurrency: usize) -> Result<(), Stopped> {
+    if books.order.dry_run {
+        // Consumed all the same: pages are pulled through it.
+        items.for_each(|_| std::future::ready(())).await;
+        return Ok(());
+    }
+    // Boxed, one allocation an item: the compiler cannot else see that a run may move between threads.
+    let judged = items.map(move |item| -> BoxFuture<'a, _> { Box::pin(judge(books, item)) }).buffer_unordered(concurrency);
+    let recorded = judged.map(move |judged| -> BoxFuture<'a, _> { Box::pin(record(books, judged)) }).buffer_unordered(RECORDING);
+    let mut recorded: BoxStream<'a, Result<(), Stopped>> = Box::pin(recorded);
+    while let Some(done) = recorded.next().await {
+        done?;
+    }
+    Ok(())
+}
+
+/// Puts an item's outcome on disk and tells the outbox.
+async fn record(books: &Books<'_>, judged: Result<ItemOutcome, Stopped>) -> Result<(), Stopped> {
+    let judged = judged?;
+    books.count(&judged);
+    books.services.store.record_outcome(judged).await?;
+    books.services.outbox.send_replace(());
+    Ok(())
+}
+
+/// One item by all its metrics. What is known is recorded before the next paid question; the rest comes back to be
+/// recorded with the item's end.
+async fn judge(books: &Books<'_>, item: Drawn) -> Result<ItemOutcome, Stopped> {
+    let run_id = &books.order.run.id;
+    let mut judging = Judging::new(books.monitor, run_id, &item);
+    let mut scores: Vec<NewScore> = Vec::with_capacity(books.monitor.metrics.len());
+    for (at, judge) in books.monitor.metrics.iter().enumerate() {
+        if judge.price == Price::Paid {
+            // An answer that cannot be stored would be paid for twice.
+            books.services.store.wait_until_well().await?;
+        }
+        let Some(score) = judging.by(judge).await else { continue };
+        telemetry::judged(&books.monitor.spec.name, &judge.name, score.outcome.kind());
+        scores.push(score);
+        if judge.price == Price::Paid && judging.pays_after(at) {
+            let scores = std::mem::take(&mut scores);
+            books.note(&scores);
+            books.services.store.record_outcome(books.outcome(&item, scores, None)).await?;
+        }
+    }
+    let end = judging.end(books.services.now_us());
+    Ok(books.outcome(&item, scores, Some(end)))
+}
+
+/// Items that were drawn before and are not decided: `retries` for those that failed or were deferred.
+async fn leftovers<'a>(books: &'a Books<'a>, retries: bool, limit: u64) -> Result<(), Stopped> {
+    let name = &books.monitor.spec.name;
+    let (mut after, mut taken) = ((i64::MIN, i64::MIN), 0);
+    while taken < limit {
+        let page = u32::try_from(limit - taken).unwrap_or(u32::MAX).min(LEFTOVERS);
+        let rows = books.services.store.pending(name, after, page, retries).await?;
+        let Some((_, last)) = rows.last() else { break };
+        (after, taken) = (*last, taken + rows.len() as u64);
+        let mut items = Vec::with_capacity(rows.len());
+        for (pending, _) in rows {
+            match restore(books, &pending).await? {
+                Ok(item) => items.push(item),
+                Err(outcome) => {
+                    books.count(&outcome);
+                    books.services.store.record_outcome(*outcome).await?;
+                }
+            }
+        }
+        judge_all(books, stream::iter(items), books.monitor.spec.evaluation.concurrency.max(1)).await?;
+    }
+    Ok(())
+}
+
+/// A waiting item, ready to be judged by today's settings; or the outcome that says why it cannot be.
+async fn restore(books: &Books<'_>, pending: &Pending) -> Result<Result<Drawn, Box<ItemOutcome>>, sqlx::Error> {
+    let monitor = books.monitor;
+    let unfit = |trace: Option<&Trace>, decision, reason: String| {
+        let mut outcome = books.bare_outcome(pending.key, &pending.item_id, pending.item_us, trace);
+        outcome.end = Some(ItemEnd { decision, reason, comes_back: false, counts: true });
+        Err(Box::new(outcome))
+    };
+    let trace: Trace = match serde_json::from_str(&pending.trace) {
+        Ok(trace) => trace,
+        Err(error) => return Ok(unfit(None, Decision::Failed, format!("the stored trace no longer reads: {error}"))),
+    };
+    let view = view::trace(&trace, &monitor.patterns);
+    let case = match monitor.extract.case(&view) {
+        Ok(case) => case,
+        Err(NoCase::NotApplicable(reason)) => return Ok(unfit(Some(&trace), Decision::NotApplicable, reason)),
+        Err(NoCase::Failed(reason)) => return Ok(unfit(Some(&trace), Decision::Failed, reason)),
+    };
+    let recorded = books.services.store.scores_of(pending.key).await?;
+    Ok(Ok(Drawn { key: pending.key, trace: Arc::new(trace), view, case, attempts: pending.attempts, first_us: pending.first_us, recorded }))
+}
+
+/// A page of new items, decided as far as that goes without the draw.
+struct Candidates {
+    decided: Vec<NewItem>,
+    open: Vec<Candidate>,
+    /// The newest dated item seen.
+    watermark: Option<i64>,
+    /// The run has as many new items as it takes.
+    full: bool,
+}
+
+/// An item that may be drawn.
+struct Candidate {
+    key: ItemKey,
+    fetched_id: String,
+    item_us: i64,
+    trace: Arc<Trace>,
+    view: minijinja::Value,
+    case: crate::model::Case,
+    always: bool,
+}
+
+impl Candidate {
+    fn sampled_out(&self) -> NewItem {
+        self.item(Decision::SampledOut, "not drawn", None)
+    }
+
+    fn drawn(&self, reason: &str) -> NewItem {
+        let reason = if self.always { "drawn: always" } else { reason };
+        self.item(Decision::Drawn, reason, serde_json::to_string(&*self.trace).ok())
+    }
+
+    fn item(&self, decision: Decision, reason: &str, trace: Option<String>) -> NewItem {
+        NewItem { key: self.key, item_id: self.fetched_id.clone(), item_us: self.item_us, decision, reason: reason.into(), trace }
+    }
+
+    fn into_drawn(self, first_us: i64) -> Drawn {
+        Drawn { key: self.key, trace: self.trace, view: self.view, case: self.case, attempts: 0, first_us, recorded: Vec::new() }
+    }
+}
+
+/// Draws a page by each item's own hash and stores the draw. True when the run has all it takes.
+async fn draw_page(books: &Books<'_>, page: Vec<Fetched>, share: f64) -> Result<(Vec<Drawn>, bool), Stopped> {
+    let Candidates { decided: mut batch, open, watermark, full } = candidates(books, page).await?;
+    let mut drawn = Vec::with_capacity(open.len());
+    for candidate in open {
+        if candidate.always || sample::in_share(share, &candidate.fetched_id) {
+            batch.push(candidate.drawn("drawn"));
+            drawn.push(candidate);
+        } else {
+            batch.push(candidate.sampled_out());
+        }
+    }
+    books.record_draw(batch, watermark, false).await?;
+    let now_us = books.services.now_us();
+    Ok((drawn.into_iter().map(|candidate| candidate.into_drawn(now_us)).collect(), full))
+}
+
+/// Dedup, observations, filter, extract.
+async fn candidates(books: &Books<'_>, mut page: Vec<Fetched>) -> Result<Candidates, Stopped> {
+    let monitor = books.monitor;
+    let keys: Vec<ItemKey> = page.iter().map(|item| ItemKey::new(&monitor.source_key, &monitor.spec.name, &item.id)).collect();
+    let known = books.services.store.known(&keys).await?;
+    let full = {
+        let mut tally = books.tally();
+        let mut keys = keys.iter();
+        let mut room = monitor.spec.source.limit.saturating_sub(tally.new_items);
+        let mut full = false;
+        page.retain(|_| {
+            let fresh = keys.next().is_some_and(|key| !known.contains(key) && tally.seen.insert(*key));
+            if full {
+                return false;
+            }
+            tally.counts.fetched += 1;
+            if !fresh {
+                tally.counts.duplicate += 1;
+                return false;
+            }
+            if room == 0 {
+                full = true;
+                tally.counts.fetched -= 1;
+                return false;
+            }
+            room -= 1;
+            tally.new_items += 1;
+            true
+        });
+        full || room == 0
+    };
+    let watermark = page.iter().filter(|item| item.dated).map(|item| item.timestamp.as_microsecond()).max();
+    let page = complete(books, page).await?;
+
+    let mut found = Candidates { decided: Vec::new(), open: Vec::with_capacity(page.len()), watermark, full };
+    for item in page {
+        let key = ItemKey::new(&monitor.source_key, &monitor.spec.name, &item.id);
+        let item_us = item.timestamp.as_microsecond();
+        let decided = |decision, reason: String| NewItem { key, item_id: item.id.clone(), item_us, decision, reason: reason.into(), trace: None };
+        let trace = match item.body {
+            Ok(trace) => trace,
+            Err(reason) => {
+                found.decided.push(decided(Decision::Failed, reason));
+                continue;
+            }
+        };
+        let view = view::trace(&trace, &monitor.patterns);
+        let context = minijinja::context! { trace => view.clone() };
+        match monitor.filter.as_ref().map(|filter| (filter, filter.is_true(&context))) {
+            Some((filter, Ok(false))) => {
+                found.decided.push(decided(Decision::Filtered, format!("`{}` is false", filter.source())));
+                continue;
+            }
+            // Not silently filtered: a filter that does not fit the data would switch the monitor off.
+            Some((_, Err(error))) => {
+                found.decided.push(decided(Decision::Failed, format!("filter: {error}")));
+                continue;
+            }
+            _ => {}
+        }
+        match monitor.extract.case(&view) {
+            Ok(case) => {
+                let always = monitor.always.as_ref().is_some_and(|always| always.is_true(&context).unwrap_or(false));
+                found.open.push(Candidate { key, fetched_id: item.id, item_us, trace, view, case, always });
+            }
+            Err(NoCase::NotApplicable(reason)) => found.decided.push(decided(Decision::NotApplicable, reason)),
+            Err(NoCase::Failed(reason)) => found.decided.push(decided(Decision::Failed, reason)),
+        }
+    }
+    Ok(found)
+}
+
+/// Observations, where the monitor uses them.
+async fn complete(books: &Books<'_>, page: Vec<Fetched>) -> Result<Vec<Fetched>, SourceError> {
+    if !books.monitor.wants_observations {
+        return Ok(page);
+    }
+    let mut completed = Vec::with_capacity(page.len());
+    let mut page = page.into_iter().peekable();
+    while page.peek().is_some() {
+        let mut requests = Vec::with_capacity(COMPLETIONS);
+        for item in page.by_ref().take(COMPLETIONS) {
+            requests.push(complete_one(books, item));
+        }
+        for item in futures_util::future::join_all(requests).await {
+            completed.push(item?);
+        }
+    }
+    Ok(completed)
+}
+
+async fn complete_one(books: &Books<'_>, item: Fetched) -> Result<Fetched, SourceError> {
+    Ok(match item.body {
+        Ok(trace) => Fetched { body: Ok(books.monitor.source.complete(trace).await?), ..item },
+        Err(_) => item,
+    })
+}
+
+/// Delivered and waiting rows of a run, by queue; a queue of the monitor that has none yet is there with zeros.
+pub async fn published(services: &Services, run_id: &str, monitor: &Monitor) -> BTreeMap<String, PublishedCounts> {
+    let mut published: BTreeMap<String, PublishedCounts> = monitor.queues.iter().map(|queue| (queue.clone(), PublishedCounts::default())).collect();
+    // Figures for a reader; the outbox itself is what counts.
+    for (queue, delivered, pending) in services.store.published(run_id).await.unwrap_or_default() {
+        let count = |n: i64| u64::try_from(n).unwrap_or(0);
+        published.insert(queue, PublishedCounts { delivered: count(delivered), pending: count(pending) });
+    }
+    published
+}
+
+/// What a run counts as it goes.
+struct Books<'a> {
+    monitor: &'a Monitor,
+    services: &'a Services,
+    order: &'a Order,
+    queues: Arc<[String]>,
+    tally: Mutex<Tally>,
+}
+
+#[derive(Default)]
+struct Tally {
+    counts: ItemCounts,
+    new_items: u64,
+    /// New items of this run: a source may send an item twice before its first is stored.
+    seen: HashSet<ItemKey>,
+    drawn: u64,
+    metrics: BTreeMap<String, MetricTally>,
+    blocked: bool,
+    first_failure: Option<String>,
+    cost_usd: f64,
+}
+
+#[derive(Default)]
+struct MetricTally {
+    n: u64,
+    sum: f64,
+    verdicts: u64,
+    passed: u64,
+    failed: u64,
+}
+
+impl<'a> Books<'a> {
+    fn new(monitor: &'a Monitor, services: &'a Services, order: &'a Order) -> Self {
+        let queues = if order.run.publish { Arc::clone(&monitor.queues) } else { Arc::from(Vec::new()) };
+        Self { monitor, services, order, queues, tally: Mutex::default() }
+    }
+
+    /// One task runs a run, so this never waits; the lock lets the run move between threads.
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From `watermark - overlap` (or `now - lookback` on the first run) to `now - settle`; `None` when that is empty.
+    async fn window(&self) -> Result<Option<Window>, Stopped> {
+        let (spec, now) = (&self.monitor.spec.source, self.services.clock.now());
+        let before = |at: Timestamp, by: crate::util::duration::Human| at.checked_sub(SignedDuration::from_millis(by.millis())).unwrap_or(Timestamp::MIN);
+        let from = match self.order.since {
+            Some(since) => since,
+            None => match self.services.store.watermark(&self.monitor.spec.name, &self.monitor.source_key).await? {
+                Some(us) => before(Timestamp::from_microsecond(us).unwrap_or(now), spec.overlap),
+                None => before(now, spec.lookback),
+            },
+        };
+        let to = self.order.until.unwrap_or_else(|| before(now, spec.settle));
+        Ok((from < to).then_some(Window { from, to }))
+    }
+
+    async fn record_draw(&self, items: Vec<NewItem>, watermark: Option<i64>, complete: bool) -> Result<(), Stopped> {
+        let at_us = self.services.now_us();
+        {
+            let mut tally = self.tally();
+            for item in &items {
+                tally.counts.add(item.decision, 1);
+                tally.drawn += u64::from(item.decision == Decision::Drawn);
+            }
+        }
+        self.tell_progress();
+        if self.order.dry_run {
+            return Ok(());
+        }
+        // A run over a window of its own may lie anywhere: only the regular ones move the watermark.
+        let regular = self.order.since.is_none() && self.order.until.is_none();
+        if let Some(us) = watermark {
+            let lag = Duration::from_micros(u64::try_from(at_us - us).unwrap_or(0));
+            telemetry::watermark_lag(&self.monitor.spec.name, lag.as_secs_f64());
+        }
+        let watermark = watermark.filter(|_| regular).map(|us| (self.monitor.source_key.clone(), us));
+        let batch = DrawBatch { monitor: self.monitor.spec.name.clone(), run_id: self.order.run.id.clone(), at_us, items, watermark, complete };
+        Ok(self.services.store.record_draw(batch).await?)
+    }
+
+    /// The whole window was read: a resumed run draws nothing more.
+    async fn complete(&self) -> Result<(), Stopped> {
+        if self.order.dry_run { Ok(()) } else { self.record_draw(Vec::new(), None, true).await }
+    }
+
+    fn bare_outcome(&self, key: ItemKey, item_id: &str, item_us: i64, trace: Option<&Trace>) -> ItemOutcome {
+        ItemOutcome {
+            monitor: self.monitor.spec.name.clone(),
+            run_id: self.order.run.id.clone(),
+            key,
+            item_id: item_id.to_owned(),
+            item_us,
+            trace_id: Some(item_id.to_owned()),
+            environment: trace.and_then(|trace| trace.environment.clone()).or_else(|| self.monitor.spec.environment.clone()),
+            url: trace.and_then(|trace| trace.url.clone()),
+            at_us: self.services.now_us(),
+            scores: Vec::new(),
+            queues: Arc::clone(&self.queues),
+            end: None,
+        }
+    }
+
+    /// Deferred judgements are no scores; what waits is the item.
+    fn outcome(&self, item: &Drawn, scores: Vec<NewScore>, end: Option<ItemEnd>) -> ItemOutcome {
+        let bare = self.bare_outcome(item.key, &item.trace.id, item.trace.timestamp.as_microsecond(), Some(&item.trace));
+        if let Some(NewScore { outcome: Outcome::Deferred { reason }, .. }) = scores.iter().find(|score| matches!(score.outcome, Outcome::Deferred { .. })) {
+            let mut tally = self.tally();
+            tally.blocked = true;
+            tally.first_failure.get_or_insert_with(|| reason.clone());
+        }
+        ItemOutcome { scores: scores.into_iter().filter(|score| !matches!(score.outcome, Outcome::Deferred { .. })).collect(), end, ..bare }
+    }
+
+    fn count(&self, outcome: &ItemOutcome) {
+        self.note(&outcome.scores);
+        if let Some(end) = &outcome.end {
+            self.tally().counts.add(end.decision, 1);
+        }
+        self.tell_progress();
+    }
+
+    fn note(&self, scores: &[NewScore]) {
+        let mut tally = self.tally();
+        for score in scores {
+            tally.cost_usd += score.usage.cost_usd.unwrap_or(0.0);
+            if let Outcome::Failed { reason } = &score.outcome {
+                tally.first_failure.get_or_insert_with(|| format!("{}: {reason}", score.metric));
+            }
+            let metric = tally.metrics.entry(score.metric.to_string()).or_default();
+            match &score.outcome {
+                Outcome::Scored { value, passed, .. } => {
+                    metric.n += 1;
+                    metric.sum += value;
+                    metric.verdicts += u64::from(passed.is_some());
+                    metric.passed += u64::from(*passed == Some(true));
+                }
+                Outcome::Failed { .. } => metric.failed += 1,
+                Outcome::NotApplicable { .. } | Outcome::Deferred { .. } => {}
+            }
+        }
+    }
+
+    fn tell_progress(&self) {
+        let Some(progress) = &self.order.progress else { return };
+        let tally = self.tally();
+        let counts = &tally.counts;
+        progress.send_replace(Progress { fetched: counts.fetched, drawn: tally.drawn, decided: counts.scored + counts.failed + counts.deferred + counts.not_applicable });
+    }
+
+    fn report(&self, stopped: Option<Stopped>, started: Timestamp) -> RunReport {
+        let tally = self.tally();
+        let counts = tally.counts;
+        let judgements_failed = tally.metrics.values().map(|metric| metric.failed).sum::<u64>();
+        let status = if stopped.is_some() || counts.scored == 0 && (tally.blocked || judgements_failed > 0) {
+            RunStatus::Failed
+        } else if counts.failed + counts.deferred > 0 {
+            RunStatus::Partial
+        } else {
+            RunStatus::Succeeded
+        };
+        let error = stopped.map(|stopped| stopped.to_string()).or_else(|| tally.first_failure.clone()).filter(|_| status != RunStatus::Succeeded);
+        let mut metrics: BTreeMap<String, MetricSummary> = self.monitor.metrics.iter().map(|judge| (judge.name.to_string(), MetricSummary::default())).collect();
+        metrics.extend(tally.metrics.iter().map(|(name, metric)| (name.clone(), summary(metric))));
+        RunReport {
+            run_id: self.order.run.id.clone(),
+            monitor: self.monitor.spec.name.clone(),
+            slot: Timestamp::from_microsecond(self.order.run.slot_us).unwrap_or(started),
+            trigger: self.order.run.trigger,
+            status,
+            error: error.map(|error| crate::util::text::one_line(&error, 500)),
+            counts,
+            metrics,
+            published: BTreeMap::new(),
+            alerts: Vec::new(),
+            cost_usd: tally.cost_usd,
+            duration_ms: u64::try_from(self.services.clock.now().duration_since(started).as_millis()).unwrap_or(0),
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a run stay far below 2^52")]
+fn summary(metric: &MetricTally) -> MetricSummary {
+    if metric.n == 0 {
+        return MetricSummary { failed: metric.failed, ..MetricSummary::default() };
+    }
+    let n = metric.n as f64;
+    let (low, high) = wilson(metric.sum / n, n);
+    MetricSummary {
+        n: metric.n,
+        mean: Some(metric.sum / n),
+        pass_rate: (metric.verdicts > 0).then(|| metric.passed as f64 / metric.verdicts as f64),
+        failed: metric.failed,
+        low: Some(low),
+        high: Some(high),
+    }
+}
+
+/// The 95 % Wilson interval of a mean of values in [0, 1] (Wilson 1927); for graded values it errs on the wide side,
+/// since their variance is at most m(1 - m).
+fn wilson(mean: f64, n: f64) -> (f64, f64) {
+    const Z: f64 = 1.959_963_984_540_054;
+    let denominator = 1.0 + Z * Z / n;
+    let centre = (mean + Z * Z / (2.0 * n)) / denominator;
+    let half = Z * (mean * (1.0 - mean) / n + Z * Z / (4.0 * n * n)).sqrt() / denominator;
+    ((centre - half).max(0.0), (centre + half).min(1.0))
+}

@@ -1,0 +1,273 @@
+//! One call to Slack, its time limit and what its errors mean.
+
+use std::{error::Error, time::Duration};
+
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::connect::HttpConnector;
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+use slack_morphism::{
+    ClientResult, SlackApiToken, SlackApiTokenValue, SlackChannelId, SlackClient, SlackMessageContent, SlackTs,
+    api::{SlackApiChatPostMessageRequest, SlackApiChatUpdateRequest, SlackApiPostWebhookMessageRequest},
+    errors::SlackClientError,
+    hyper_tokio::{SlackClientHyperConnector, SlackHyperClient, SlackHyperHttpsConnector},
+};
+use url::Url;
+
+use crate::{connections::SlackConnection, sinks::NotifyError, util::text::one_line};
+
+/// Of one call; slack-morphism has no limit of its own.
+const TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// What only a person can mend (a token, an invitation) is tried again this often: nothing is lost, nothing is hammered.
+const PERSON: Duration = Duration::from_mins(10);
+
+pub(super) struct Client {
+    slack: SlackHyperClient,
+    way: Way,
+}
+
+enum Way {
+    Bot(SlackApiToken),
+    Webhook(Url),
+}
+
+/// Where a message went.
+#[derive(Debug, Deserialize)]
+pub(super) struct Posted {
+    pub channel: String,
+    pub ts: String,
+}
+
+#[derive(Deserialize)]
+struct AuthTest {
+    team: String,
+    user: String,
+}
+
+impl Client {
+    pub(super) fn new(connection: &SlackConnection) -> Result<Self, String> {
+        // slack-morphism joins with a slash of its own, and some servers take `//` for another path.
+        let api_url = connection.api_url.trim_end_matches('/');
+        let (address, way) = match (&connection.token, &connection.webhook_url) {
+            (Some(token), _) => {
+                let base = address(api_url).ok_or_else(|| format!("`{api_url}` is not an http(s) address"))?;
+                (base, Way::Bot(SlackApiToken::new(SlackApiTokenValue(header_safe(token)?))))
+            }
+            (None, Some(webhook)) => {
+                let url = address(webhook.expose_secret().trim()).ok_or("webhook_url is not an http(s) address")?;
+                (url.clone(), Way::Webhook(url))
+            }
+            (None, None) => return Err("the Slack connection has neither token nor webhook_url".to_owned()),
+        };
+        let connector = SlackClientHyperConnector::from(connector(address.scheme() == "https")?).with_slack_api_url(api_url);
+        Ok(Self { slack: SlackClient::new(connector), way })
+    }
+
+    /// Whether messages can be found again.
+    pub(super) fn keeps_threads(&self) -> bool {
+        matches!(self.way, Way::Bot(_))
+    }
+
+    /// Posts to a channel or into a thread of it; a webhook has its own channel and knows no threads. `None` where Slack
+    /// does not say where the message went.
+    pub(super) async fn post(&self, channel: &str, thread_ts: Option<&str>, content: SlackMessageContent) -> Result<Option<Posted>, Failure> {
+        let token = match &self.way {
+            Way::Bot(token) => token,
+            Way::Webhook(url) => {
+                let request = SlackApiPostWebhookMessageRequest::new(content);
+                return match within(self.slack.post_webhook_message(url, &request)).await {
+                    // A bare `ok` without a content type is taken for broken JSON, and is a success.
+                    Err(Unanswered::Refused(SlackClientError::ProtocolError(error))) if error.json_body.as_deref().is_some_and(|body| body.trim() == "ok") => {
+                        Ok(None)
+                    }
+                    other => other.map(|_| None).map_err(|error| failure(error, "the webhook")),
+                };
+            }
+        };
+        let mut request = SlackApiChatPostMessageRequest::new(SlackChannelId(channel.to_owned()), content).with_unfurl_links(false).with_unfurl_media(false);
+        request.thread_ts = thread_ts.map(|ts| SlackTs(ts.to_owned()));
+        self.call(token, "chat.postMessage", &request, channel).await.map(Some)
+    }
+
+    /// Replaces a message of our own.
+    pub(super) async fn update(&self, channel: &str, ts: &str, content: SlackMessageContent) -> Result<(), Failure> {
+        let Way::Bot(token) = &self.way else { return Ok(()) };
+        let request = SlackApiChatUpdateRequest::new(SlackChannelId(channel.to_owned()), content, SlackTs(ts.to_owned()));
+        self.call::<Posted>(token, "chat.update", &request, channel).await.map(drop)
+    }
+
+    pub(super) async fn probe(&self) -> Result<String, Failure> {
+        let Way::Bot(token) = &self.way else {
+            return Ok("an incoming webhook cannot be checked without posting".to_owned());
+        };
+        let found: AuthTest = self.call(token, "auth.test", &serde_json::json!({}), "the workspace").await?;
+        Ok(format!("Slack: {} in {}", one_line(&found.user, 80), one_line(&found.team, 80)))
+    }
+
+    /// Not `session.chat_post_message` and kin: they decode the whole message from the answer, so that a field Slack
+    /// adds or leaves out would make a delivered message look like a failed one, and it would be sent again.
+    async fn call<T: DeserializeOwned + Send>(
+        &self,
+        token: &SlackApiToken,
+        method: &str,
+        request: &(impl serde::Serialize + Send + Sync),
+        to: &str,
+    ) -> Result<T, Failure> {
+        let session = self.slack.open_session(token);
+        within(session.http_session_api.http_post(method, request, None)).await.map_err(|error| failure(error, to))
+    }
+}
+
+fn address(text: &str) -> Option<Url> {
+    Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+}
+
+/// A line break in a token (a file read whole) would fail every call with a message nobody understands.
+fn header_safe(token: &SecretString) -> Result<String, String> {
+    let token = token.expose_secret().trim();
+    if token.is_empty() || !token.chars().all(|c| c.is_ascii_graphic()) {
+        return Err("the Slack token is empty or has characters that no token has".to_owned());
+    }
+    Ok(token.to_owned())
+}
+
+/// One connector for https and, where the address says so, plain http.
+fn connector(tls: bool) -> Result<SlackHyperHttpsConnector, String> {
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    let builder = HttpsConnectorBuilder::new();
+    let builder = if tls {
+        builder.with_provider_and_native_roots(aws_lc_rs::default_provider()).map_err(|error| format!("root certificates for Slack: {error}"))?
+    } else {
+        // A container without certificates can still use a stand-in or a proxy over http. No root: no https.
+        let config = ClientConfig::builder_with_provider(aws_lc_rs::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| format!("TLS for Slack: {error}"))?;
+        builder.with_tls_config(config.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
+    };
+    Ok(builder.https_or_http().enable_http1().enable_http2().wrap_connector(http))
+}
+
+/// Why there is no answer to read.
+enum Unanswered {
+    TimedOut,
+    Refused(SlackClientError),
+}
+
+async fn within<T>(call: impl Future<Output = ClientResult<T>>) -> Result<T, Unanswered> {
+    match tokio::time::timeout(TIMEOUT, call).await {
+        Ok(answer) => answer.map_err(Unanswered::Refused),
+        Err(_) => Err(Unanswered::TimedOut),
+    }
+}
+
+/// A call that failed: Slack's word for it, and what the outbox is to do.
+#[derive(Debug)]
+pub(super) struct Failure {
+    code: String,
+    pub error: NotifyError,
+}
+
+impl Failure {
+    /// The message or its thread was deleted.
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self.code.as_str(), "message_not_found" | "thread_not_found")
+    }
+
+    /// The message is there and stays as it is.
+    pub(super) fn cannot_edit(&self) -> bool {
+        matches!(self.code.as_str(), "cant_update_message" | "edit_window_closed")
+    }
+}
+
+impl From<NotifyError> for Failure {
+    fn from(error: NotifyError) -> Self {
+        Self { code: String::new(), error }
+    }
+}
+
+fn failure(error: Unanswered, to: &str) -> Failure {
+    let retry = |message: String, retry_after| Failure::from(NotifyError::Retry { message, retry_after });
+    let error = match error {
+        Unanswered::TimedOut => return retry(format!("no answer from Slack within {TIMEOUT:?}"), None),
+        Unanswered::Refused(error) => error,
+    };
+    match error {
+        SlackClientError::ApiError(error) => Failure { error: refused(&error.code, &details(error.http_response_body.as_deref()), to), code: error.code },
+        SlackClientError::RateLimitError(error) => retry("Slack asks to slow down".to_owned(), error.retry_after),
+        SlackClientError::HttpError(error) => {
+            let (status, body) = (error.status_code.as_u16(), one_line(error.http_response_body.as_deref().unwrap_or_default(), 200));
+            if status >= 500 || status == 408 {
+                return retry(format!("Slack answered HTTP {status}"), None);
+            }
+            // A webhook's errors are a status and a word.
+            Failure { error: refused(&body, &format!(" (HTTP {status})"), to), code: body }
+        }
+        SlackClientError::ProtocolError(error) => retry(format!("Slack's answer is not what was expected: {}", error.json_error), None),
+        other => retry(format!("Slack cannot be reached: {}", deepest(&other)), None),
+    }
+}
+
+/// What Slack's word means for the event. `code` and `details` are the server's text.
+///
+/// Dead is only what would be refused for ever, whoever does what: the message itself. An unknown word is for a person.
+fn refused(code: &str, details: &str, to: &str) -> NotifyError {
+    let code = one_line(code, 200);
+    let retry = |hint: &str, retry_after| NotifyError::Retry { message: format!("Slack refused: {code}{details}{hint}"), retry_after };
+    match code.as_str() {
+        "invalid_blocks"
+        | "invalid_blocks_format"
+        | "msg_too_long"
+        | "msg_blocks_too_long"
+        | "no_text"
+        | "invalid_attachments"
+        | "too_many_attachments"
+        | "invalid_arguments"
+        | "invalid_json"
+        | "json_not_object"
+        | "invalid_payload"
+        | "invalid_metadata_format"
+        | "invalid_metadata_schema"
+        | "metadata_too_large" => NotifyError::Dead(format!("Slack cannot read the message: {code}{details}")),
+        "internal_error" | "fatal_error" | "request_timeout" | "service_unavailable" | "rollup_error" | "ratelimited" | "rate_limited" => retry("", None),
+        "not_in_channel" | "channel_not_found" | "channel_is_archived" | "is_archived" => {
+            retry(&format!("; check that {to} exists and invite the app to it"), Some(PERSON))
+        }
+        "invalid_auth" | "not_authed" | "account_inactive" | "token_revoked" | "token_expired" => retry("; the token needs to be replaced", Some(PERSON)),
+        "missing_scope" => retry("; the app needs chat:write", Some(PERSON)),
+        "no_service" | "no_active_hooks" | "invalid_token" | "no_team" => retry("; the webhook was removed, make a new one", Some(PERSON)),
+        _ => retry("", Some(PERSON)),
+    }
+}
+
+/// Slack's explanations (`[ERROR] must be less than 151 characters [json-pointer:/blocks/0/text/text]`).
+fn details(body: Option<&str>) -> String {
+    let body: Value = body.and_then(|body| serde_json::from_str(body).ok()).unwrap_or_default();
+    let messages = body["response_metadata"]["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let joined = messages.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("; ");
+    if joined.is_empty() { String::new() } else { format!(" ({})", one_line(&joined, 300)) }
+}
+
+/// The cause without its wrapping, which names only libraries.
+fn deepest(error: &SlackClientError) -> String {
+    // slack-morphism's own errors end the chain of `source`, although they hold a cause.
+    let mut cause: &dyn Error = match error {
+        SlackClientError::HttpProtocolError(error) => match &error.cause {
+            Some(cause) => cause.as_ref(),
+            None => error,
+        },
+        SlackClientError::SystemError(error) => match &error.cause {
+            Some(cause) => cause.as_ref(),
+            None => error,
+        },
+        other => other,
+    };
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    one_line(&cause.to_string(), 200)
+}

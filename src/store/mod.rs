@@ -1,0 +1,200 @@
+//! What assayd remembers: runs, the decision ledger, scores, the outbox, alert state.
+//!
+//! One SQLite file in WAL mode. All writes go through one [`Writer`], which gathers what waits into one transaction
+//! (group commit), so an answer is on disk before its item counts as judged and a hundred answers cost one fsync.
+//! `synchronous=FULL`: an answer that was paid for survives a power cut, not just a kill.
+//!
+//! When a write fails (disk full, folder read-only, file locked) nothing is dropped: the writer says so through
+//! [`Store::health`], keeps what it holds and tries again; `pipeline` makes no judge call while the store is unwell.
+//!
+//! Reads go past the writer on connections of their own. A second process may read (`assayd status`), never write:
+//! see [`lock`].
+//!
+//! Absent on purpose: rules. The store neither decides nor knows what a decision means.
+
+mod apply;
+pub mod lock;
+mod read;
+mod retention;
+mod types;
+mod writer;
+
+use std::{path::Path, time::Duration};
+
+use anyhow::Context;
+use sqlx::{
+    ConnectOptions, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use tokio::sync::watch;
+
+pub use read::{ExportFilter, ItemLife, MonitorStatus, QueueStatus, Since};
+pub use retention::Retention;
+pub use types::{
+    AlertRow, DrawBatch, Due, DueNotice, Failure, Fate, ItemEnd, ItemOutcome, NewItem, NewNotice, NewScore, NoticeEnd, Pending, RunRow, SentBatch,
+};
+pub use writer::Writer;
+use writer::{Reply, Request, Write};
+
+/// The file inside the state folder.
+pub const FILE: &str = "assayd.db";
+
+/// A handle; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    read: SqlitePool,
+    writes: Option<tokio::sync::mpsc::Sender<Request>>,
+    health: watch::Receiver<Health>,
+}
+
+/// Whether writes get through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    Well,
+    /// The reason, in the database's words.
+    Unwell(String),
+}
+
+/// A write that will not happen: the process is going down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the store is closed")]
+pub struct Closed;
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(Duration::from_secs(5))
+        // 2 MiB a connection: the operating system caches the file anyway.
+        .pragma("cache_size", "-2000")
+        .pragma("journal_size_limit", "67108864")
+        .pragma("temp_store", "memory")
+        .disable_statement_logging()
+}
+
+impl Store {
+    /// Opens (and makes, or brings up to date) the database of a state folder, as its one writing process. The caller
+    /// runs [`Writer::run`] for as long as the store is used.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or was made by a newer assayd.
+    pub async fn open(state: &Path) -> anyhow::Result<(Self, Writer)> {
+        let path = state.join(FILE);
+        let describe = || format!("opening the store {}", path.display());
+        let options = options(&path).create_if_missing(true);
+        let mut connection = options.connect().await.with_context(describe)?;
+        sqlx::migrate!("src/store/migrations/sqlite").run(&mut connection).await.with_context(describe)?;
+        let (health, watch) = watch::channel(Health::Well);
+        let (writes, requests) = tokio::sync::mpsc::channel(1024);
+        let writer = Writer::new(options.clone(), connection, requests, health);
+        Ok((Self { read: pool(options.create_if_missing(false)), writes: Some(writes), health: watch }, writer))
+    }
+
+    /// Opens an existing database beside whichever process writes it.
+    ///
+    /// # Errors
+    /// When there is none yet.
+    #[expect(clippy::unused_async, reason = "the pool wants a runtime around it")]
+    pub async fn open_to_read(state: &Path) -> anyhow::Result<Self> {
+        let path = state.join(FILE);
+        anyhow::ensure!(path.exists(), "there is no store at {} yet: nothing has run", path.display());
+        let (_, health) = watch::channel(Health::Well);
+        Ok(Self { read: pool(options(&path).create_if_missing(false)), writes: None, health })
+    }
+
+    /// For waiting until writes get through, and for saying that they do not.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        *self.health.borrow() == Health::Well
+    }
+
+    /// Returns once writes get through. A closed store counts as unwell for ever, and ends with the process.
+    ///
+    /// # Errors
+    /// `Closed` when the writer is gone.
+    pub async fn wait_until_well(&self) -> Result<(), Closed> {
+        self.health.clone().wait_for(|health| *health == Health::Well).await.map(|_| ()).map_err(|_| Closed)
+    }
+
+    async fn write(&self, write: Write) -> Result<Reply, Closed> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.writes.as_ref().ok_or(Closed)?.send(Request { write, reply }).await.map_err(|_| Closed)?;
+        answer.await.map_err(|_| Closed)
+    }
+
+    /// Records the start of a run. `None` when the slot has run or is running already, else the run as it stands
+    /// (an interrupted one keeps its seed and its progress).
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub async fn begin_run(&self, run: RunRow) -> Result<bool, Closed> {
+        Ok(self.write(Write::BeginRun(run)).await?.changed > 0)
+    }
+
+    /// The draw: decisions of a batch of new items, those drawn with what is needed to judge them, the watermark.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub async fn record_draw(&self, batch: DrawBatch) -> Result<(), Closed> {
+        self.write(Write::Draw(Box::new(batch))).await.map(|_| ())
+    }
+
+    /// What came of one item: its scores, what is to be published, and its decision if it is final or has to wait.
+    /// On disk when this returns.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub async fn record_outcome(&self, outcome: ItemOutcome) -> Result<(), Closed> {
+        self.write(Write::Outcome(Box::new(outcome))).await.map(|_| ())
+    }
+
+    /// The end of a run, with the alerts it moved and the messages that follow from it.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub async fn finish_run(&self, run_id: String, new_items: u64, report: crate::model::RunReport, at_us: i64, alerts: Vec<AlertRow>, notices: Vec<NewNotice>) -> Result<(), Closed> {
+        self.write(Write::FinishRun(Box::new(writer::FinishedRun { run_id, new_items, report, at_us, alerts, notices }))).await.map(|_| ())
+    }
+
+    /// What became of a batch of the outbox.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub async fn record_sent(&self, batch: SentBatch) -> Result<(), Closed> {
+        self.write(Write::Sent(batch)).await.map(|_| ())
+    }
+
+    /// What became of a message.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub async fn record_notice(&self, id: i64, end: NoticeEnd) -> Result<(), Closed> {
+        self.write(Write::Notice { id, end }).await.map(|_| ())
+    }
+
+    /// Forgets what retention no longer covers, a bounded number of rows a call; returns how many went.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub async fn retain(&self, retention: Retention) -> Result<u64, Closed> {
+        Ok(self.write(Write::Retain(retention)).await?.changed)
+    }
+
+    /// Moves the write-ahead log into the database file.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub async fn checkpoint(&self) -> Result<(), Closed> {
+        self.write(Write::Checkpoint).await.map(|_| ())
+    }
+}
+
+fn pool(options: SqliteConnectOptions) -> SqlitePool {
+    SqlitePoolOptions::new().max_connections(4).min_connections(0).idle_timeout(Duration::from_secs(60)).connect_lazy_with(options)
+}

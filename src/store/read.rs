@@ -1,0 +1,453 @@
+//! Queries. Costs follow what is asked for, never the length of the history.
+
+use std::collections::HashSet;
+
+use jiff::Timestamp;
+use sqlx::{Row, sqlite::SqliteRow};
+
+use super::{Due, DueNotice, Pending, RunRow, Store};
+use crate::{
+    alerting::Tally,
+    model::{ItemKey, RunReport, Score},
+    sinks::Delivery,
+};
+
+type Result<T> = std::result::Result<T, sqlx::Error>;
+
+/// Keys a query looks up: a statement of a few tens of kilobytes.
+const LOOKUP: usize = 500;
+
+#[derive(Debug, Clone, Default)]
+pub struct ExportFilter {
+    pub monitor: Option<String>,
+    /// By the time of scoring.
+    pub since_us: Option<i64>,
+}
+
+/// All that is known of one item.
+#[derive(Debug, Clone)]
+pub struct ItemLife {
+    pub item_id: String,
+    pub item_us: i64,
+    pub decision: String,
+    pub reason: String,
+    pub run_id: String,
+    pub attempts: i64,
+    pub seen_us: i64,
+    pub decided_us: i64,
+    /// (when, decision, reason, run)
+    pub events: Vec<(i64, String, String, String)>,
+    pub scores: Vec<Score>,
+    /// (metric, queue, state, when delivered, error)
+    pub deliveries: Vec<(String, String, i64, Option<i64>, Option<String>)>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct MonitorStatus {
+    pub last_run: Option<RunReport>,
+    pub last_success_us: Option<i64>,
+    pub watermark_us: Option<i64>,
+    pub waiting: i64,
+    /// (alert, state, reason)
+    pub alerts: Vec<(String, String, String)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueStatus {
+    pub name: String,
+    pub waiting: i64,
+    pub dead: i64,
+    /// The newest error of a waiting or dead row.
+    pub error: Option<String>,
+}
+
+fn time(us: i64) -> Timestamp {
+    Timestamp::from_microsecond(us).unwrap_or_default()
+}
+
+fn score(row: &SqliteRow) -> Result<Score> {
+    let uint = |name: &str| -> Result<Option<u64>> { Ok(row.try_get::<Option<i64>, _>(name)?.and_then(|n| u64::try_from(n).ok())) };
+    Ok(Score {
+        score_id: row.try_get("score_id")?,
+        run_id: row.try_get("run_id")?,
+        monitor: row.try_get("monitor_name")?,
+        metric: row.try_get("metric")?,
+        metric_revision: row.try_get("revision")?,
+        item_id: row.try_get("item_id")?,
+        trace_id: row.try_get("trace_id")?,
+        item_timestamp: time(row.try_get("item_us")?),
+        outcome: row.try_get("outcome")?,
+        value: row.try_get("value")?,
+        raw: row.try_get("raw")?,
+        label: row.try_get("label")?,
+        passed: row.try_get("passed")?,
+        reason: row.try_get("reason")?,
+        provider: row.try_get("provider")?,
+        model: row.try_get("model")?,
+        input_tokens: uint("input_tokens")?,
+        output_tokens: uint("output_tokens")?,
+        cost_usd: row.try_get("cost_usd")?,
+        latency_ms: uint("latency_ms")?,
+        created_at: time(row.try_get("created_us")?),
+    })
+}
+
+fn run(row: &SqliteRow) -> Result<RunRow> {
+    Ok(RunRow {
+        id: row.try_get("id")?,
+        monitor: row.try_get("name")?,
+        slot_us: row.try_get("slot_us")?,
+        trigger: crate::model::Trigger::from_name(row.try_get("trigger")?),
+        seed: row.try_get("seed")?,
+        publish: row.try_get("publish")?,
+        started_us: row.try_get("started_us")?,
+        drawn: row.try_get("drawn")?,
+    })
+}
+
+const MONITOR: &str = "(SELECT id FROM monitors WHERE name = $1)";
+
+/// SQL from constants alone; `sqlx` wants that said.
+fn sql(text: String) -> sqlx::AssertSqlSafe<String> {
+    sqlx::AssertSqlSafe(text)
+}
+
+impl Store {
+    /// Those of `keys` that the ledger knows.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn known(&self, keys: &[ItemKey]) -> Result<HashSet<ItemKey>> {
+        let mut known = HashSet::with_capacity(keys.len());
+        for chunk in keys.chunks(LOOKUP) {
+            let mut list = String::with_capacity(chunk.len() * 35 + 2);
+            list.push('[');
+            for (at, key) in chunk.iter().enumerate() {
+                list.push_str(if at == 0 { "\"" } else { ",\"" });
+                for byte in key.0 {
+                    use std::fmt::Write;
+                    let _ = write!(list, "{byte:02x}");
+                }
+                list.push('"');
+            }
+            list.push(']');
+            let rows: Vec<Vec<u8>> = sqlx::query_scalar("SELECT key FROM items WHERE key IN (SELECT unhex(value) FROM json_each($1))").bind(list).fetch_all(&self.read).await?;
+            known.extend(rows.into_iter().filter_map(|row| row.try_into().ok().map(ItemKey)));
+        }
+        Ok(known)
+    }
+
+    /// # Errors
+    /// The database's.
+    pub async fn watermark(&self, monitor: &str, source_key: &str) -> Result<Option<i64>> {
+        sqlx::query_scalar(sql(format!("SELECT at_us FROM watermarks WHERE monitor = {MONITOR} AND source_key = $2"))).bind(monitor).bind(source_key).fetch_optional(&self.read).await
+    }
+
+    /// Runs that began and did not finish, oldest first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn open_runs(&self) -> Result<Vec<RunRow>> {
+        let rows = sqlx::query("SELECT r.*, m.name FROM runs r JOIN monitors m ON m.id = r.monitor WHERE r.status = 'running' ORDER BY r.started_us").fetch_all(&self.read).await?;
+        rows.iter().map(run).collect()
+    }
+
+    /// The newest slot that each monitor has run (or begun) by its schedule.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn last_slots(&self) -> Result<std::collections::HashMap<String, i64>> {
+        let text = "SELECT m.name, max(r.slot_us) FROM runs r JOIN monitors m ON m.id = r.monitor WHERE r.trigger IN ('schedule', 'catch_up') GROUP BY m.name";
+        let rows: Vec<(String, i64)> = sqlx::query_as(text).fetch_all(&self.read).await?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// The latest finished runs, newest first.
+    ///
+    /// # Errors
+    /// The database's; a report that no longer reads is left out.
+    pub async fn last_reports(&self, monitor: &str, n: u32) -> Result<Vec<RunReport>> {
+        let rows: Vec<String> = sqlx::query_scalar(sql(format!("SELECT report FROM runs WHERE monitor = {MONITOR} AND report IS NOT NULL ORDER BY started_us DESC LIMIT $2")))
+            .bind(monitor)
+            .bind(n)
+            .fetch_all(&self.read)
+            .await?;
+        Ok(rows.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
+    }
+
+    /// When the monitor first ran, and when a run last found a new item.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn first_run_and_last_item(&self, monitor: &str) -> Result<(Option<i64>, Option<i64>)> {
+        let row = sqlx::query(sql(format!("SELECT min(started_us) AS first, max(CASE WHEN new_items > 0 THEN finished_us END) AS last FROM runs WHERE monitor = {MONITOR}")))
+            .bind(monitor)
+            .fetch_one(&self.read)
+            .await?;
+        Ok((row.try_get("first")?, row.try_get("last")?))
+    }
+
+    /// Items of a monitor that were drawn and are not decided, in one of `states`, oldest first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn pending(&self, monitor: &str, after: (i64, i64), limit: u32, retries: bool) -> Result<Vec<(Pending, (i64, i64))>> {
+        let states = if retries { "p.state <> 'drawn'" } else { "p.state = 'drawn'" };
+        let text = format!(
+            "SELECT p.item, i.key, i.item_id, p.item_us, p.first_us, i.attempts, p.state, p.trace FROM pending p JOIN items i ON i.id = p.item
+             WHERE p.monitor = {MONITOR} AND {states} AND (p.item_us, p.item) > ($2, $3) ORDER BY p.item_us, p.item LIMIT $4"
+        );
+        let rows = sqlx::query(sql(text)).bind(monitor).bind(after.0).bind(after.1).bind(limit).fetch_all(&self.read).await?;
+        rows.iter()
+            .map(|row| {
+                let key: Vec<u8> = row.try_get("key")?;
+                let item_us: i64 = row.try_get("item_us")?;
+                let pending = Pending {
+                    key: ItemKey(key.try_into().map_err(|_| sqlx::Error::Decode("a key is not 16 bytes".into()))?),
+                    item_id: row.try_get("item_id")?,
+                    item_us,
+                    first_us: row.try_get("first_us")?,
+                    attempts: u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(u32::MAX),
+                    state: row.try_get("state")?,
+                    trace: row.try_get("trace")?,
+                };
+                Ok((pending, (item_us, row.try_get("item")?)))
+            })
+            .collect()
+    }
+
+    /// Scores that an item already has, failed ones left out: (score_id, score).
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn scores_of(&self, key: ItemKey) -> Result<Vec<Score>> {
+        let text = "SELECT s.*, m.name AS monitor_name FROM scores s JOIN monitors m ON m.id = s.monitor WHERE s.item = (SELECT id FROM items WHERE key = $1) AND s.outcome <> 'failed' AND s.outcome <> 'deferred'";
+        sqlx::query(text).bind(key.0.as_slice()).fetch_all(&self.read).await?.iter().map(score).collect()
+    }
+
+    /// What lies in a window of one metric's judgements (of all metrics without a name). `values` and `latencies` say
+    /// whether the single figures are wanted, whose cost grows with the window.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn tally(&self, monitor: &str, metric: Option<&str>, since: &Since, values: bool, latencies: bool) -> Result<Tally> {
+        let window = format!("FROM scores WHERE monitor = {MONITOR} AND ($2 IS NULL OR metric = $2) AND {}", since.condition());
+        let text = format!(
+            "SELECT count(CASE WHEN outcome = 'scored' THEN passed END) AS verdicts, coalesce(sum(CASE WHEN outcome = 'scored' THEN passed END), 0) AS passed,
+                    coalesce(sum(outcome = 'failed'), 0) AS failed, sum(cost_usd) AS cost {window}"
+        );
+        let row = sqlx::query(sql(text)).bind(monitor).bind(metric).bind(since.value()).fetch_one(&self.read).await?;
+        let count = |name: &str| -> Result<u64> { Ok(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or(0)) };
+        let mut tally = Tally { with_verdict: count("verdicts")?, passed: count("passed")?, failed: count("failed")?, cost_usd: row.try_get("cost")?, ..Tally::default() };
+        if values {
+            let text = format!("SELECT value {window} AND outcome = 'scored'");
+            tally.values = sqlx::query_scalar(sql(text)).bind(monitor).bind(metric).bind(since.value()).fetch_all(&self.read).await?;
+        }
+        if latencies {
+            let text = format!("SELECT CAST(latency_ms AS REAL) {window} AND latency_ms IS NOT NULL");
+            tally.latencies_ms = sqlx::query_scalar(sql(text)).bind(monitor).bind(metric).bind(since.value()).fetch_all(&self.read).await?;
+        }
+        Ok(tally)
+    }
+
+    /// Judgements since an instant that gave a score, and those that failed.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn judgements(&self, monitor: &str, since_us: i64) -> Result<(u64, u64)> {
+        let text = format!("SELECT coalesce(sum(outcome = 'scored'), 0), coalesce(sum(outcome = 'failed'), 0) FROM scores WHERE monitor = {MONITOR} AND created_us >= $2");
+        let (scored, failed): (i64, i64) = sqlx::query_as(sql(text)).bind(monitor).bind(since_us).fetch_one(&self.read).await?;
+        Ok((u64::try_from(scored).unwrap_or(0), u64::try_from(failed).unwrap_or(0)))
+    }
+
+    /// The worst scored items of a window: (item, value, reason, url).
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn worst(&self, monitor: &str, metric: &str, since: &Since, higher_is_better: bool, n: u32) -> Result<Vec<(String, f64, String, Option<String>)>> {
+        let order = if higher_is_better { "ASC" } else { "DESC" };
+        let text = format!(
+            "SELECT item_id, value, reason, url FROM scores WHERE monitor = {MONITOR} AND metric = $2 AND {} AND outcome = 'scored' ORDER BY value {order}, created_us DESC LIMIT $4",
+            since.condition()
+        );
+        let rows = sqlx::query(sql(text)).bind(monitor).bind(metric).bind(since.value()).bind(n).fetch_all(&self.read).await?;
+        rows.iter().map(|row| Ok((row.try_get("item_id")?, row.try_get("value")?, row.try_get("reason")?, row.try_get("url")?))).collect()
+    }
+
+    /// (alert, memory) of a monitor.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn alert_memories(&self, monitor: &str) -> Result<Vec<(String, String)>> {
+        sqlx::query_as(sql(format!("SELECT name, memory FROM alerts WHERE monitor = {MONITOR}"))).bind(monitor).fetch_all(&self.read).await
+    }
+
+    /// Rows of a monitor's scores that a sink refused for good: since an instant, and all.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn dead_rows(&self, monitor: &str, since_us: i64) -> Result<(u64, u64)> {
+        let text = format!("SELECT coalesce(sum(o.next_us >= $2), 0), count(*) FROM outbox o JOIN scores s ON s.id = o.score WHERE o.state = 2 AND s.monitor = {MONITOR}");
+        let (new, all): (i64, i64) = sqlx::query_as(sql(text)).bind(monitor).bind(since_us).fetch_one(&self.read).await?;
+        Ok((u64::try_from(new).unwrap_or(0), u64::try_from(all).unwrap_or(0)))
+    }
+
+    /// Rows of a queue that may be sent now, oldest first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn due(&self, queue: &str, now_us: i64, limit: usize) -> Result<Vec<Due>> {
+        let text = "SELECT o.id AS outbox_id, o.attempts, s.*, m.name AS monitor_name FROM outbox o JOIN scores s ON s.id = o.score JOIN monitors m ON m.id = s.monitor
+            WHERE o.state = 0 AND o.queue = (SELECT id FROM queues WHERE name = $1) AND o.next_us <= $2 ORDER BY o.next_us, o.id LIMIT $3";
+        let rows = sqlx::query(text).bind(queue).bind(now_us).bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.read).await?;
+        rows.iter()
+            .map(|row| {
+                let delivery =
+                    Delivery { score: score(row)?, data_type: row.try_get("data_type")?, observation_id: row.try_get("observation_id")?, environment: row.try_get("environment")? };
+                Ok(Due { outbox_id: row.try_get("outbox_id")?, attempts: u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(u32::MAX), delivery })
+            })
+            .collect()
+    }
+
+    /// When the next waiting row of a queue may be sent.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn next_due(&self, queue: &str) -> Result<Option<i64>> {
+        sqlx::query_scalar("SELECT min(next_us) FROM outbox WHERE state = 0 AND queue = (SELECT id FROM queues WHERE name = $1)").bind(queue).fetch_one(&self.read).await
+    }
+
+    /// Delivered and waiting rows of one run, by queue.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn published(&self, run_id: &str) -> Result<Vec<(String, i64, i64)>> {
+        let text = "SELECT q.name, sum(o.state = 1), sum(o.state = 0) FROM outbox o JOIN queues q ON q.id = o.queue WHERE o.score IN (SELECT id FROM scores WHERE run_id = $1) GROUP BY q.name";
+        sqlx::query_as(text).bind(run_id).fetch_all(&self.read).await
+    }
+
+    /// Every queue that ever held a row.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn queues(&self) -> Result<Vec<QueueStatus>> {
+        let text = "SELECT q.name, (SELECT count(*) FROM outbox o WHERE o.queue = q.id AND o.state = 0) AS waiting, (SELECT count(*) FROM outbox o WHERE o.queue = q.id AND o.state = 2) AS dead,
+                (SELECT o.error FROM outbox o WHERE o.queue = q.id AND o.state = 0 AND o.error IS NOT NULL ORDER BY o.id DESC LIMIT 1) AS waiting_error,
+                (SELECT o.error FROM outbox o WHERE o.queue = q.id AND o.state = 2 ORDER BY o.id DESC LIMIT 1) AS dead_error
+            FROM queues q ORDER BY q.name";
+        let rows = sqlx::query(text).fetch_all(&self.read).await?;
+        rows.iter()
+            .map(|row| {
+                let error: Option<String> = row.try_get("waiting_error")?;
+                let dead: Option<String> = row.try_get("dead_error")?;
+                Ok(QueueStatus { name: row.try_get("name")?, waiting: row.try_get("waiting")?, dead: row.try_get("dead")?, error: error.or(dead) })
+            })
+            .collect()
+    }
+
+    /// Messages not delivered yet, in the order they were made.
+    ///
+    /// # Errors
+    /// The database's; a message that no longer reads is left out.
+    pub async fn due_notices(&self, limit: u32) -> Result<Vec<DueNotice>> {
+        let text = "SELECT n.id, n.route, n.event, n.attempts, n.next_us,
+                (SELECT t.thread FROM notices t WHERE t.fingerprint = n.fingerprint AND t.route = n.route AND t.thread IS NOT NULL ORDER BY t.id LIMIT 1) AS thread
+            FROM notices n WHERE n.state = 0 ORDER BY n.id LIMIT $1";
+        let rows = sqlx::query(text).bind(limit).fetch_all(&self.read).await?;
+        let mut due = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let (route, event): (String, String) = (row.try_get("route")?, row.try_get("event")?);
+            let (Ok(route), Ok(event)) = (serde_json::from_str(&route), serde_json::from_str(&event)) else { continue };
+            let attempts = u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(u32::MAX);
+            due.push(DueNotice { id: row.try_get("id")?, route, event, attempts, next_us: row.try_get("next_us")?, thread: row.try_get("thread")? });
+        }
+        Ok(due)
+    }
+
+    /// # Errors
+    /// The database's.
+    pub async fn monitor_status(&self, monitor: &str) -> Result<MonitorStatus> {
+        let text = format!(
+            "SELECT (SELECT max(at_us) FROM watermarks WHERE monitor = {MONITOR}) AS watermark, (SELECT count(*) FROM pending WHERE monitor = {MONITOR}) AS waiting,
+                (SELECT max(finished_us) FROM runs WHERE monitor = {MONITOR} AND status IN ('succeeded', 'partial')) AS success"
+        );
+        let row = sqlx::query(sql(text)).bind(monitor).fetch_one(&self.read).await?;
+        let alerts = sqlx::query_as(sql(format!("SELECT name, state, reason FROM alerts WHERE monitor = {MONITOR} ORDER BY name"))).bind(monitor).fetch_all(&self.read).await?;
+        Ok(MonitorStatus {
+            last_run: self.last_reports(monitor, 1).await?.pop(),
+            last_success_us: row.try_get("success")?,
+            watermark_us: row.try_get("watermark")?,
+            waiting: row.try_get("waiting")?,
+            alerts,
+        })
+    }
+
+    /// # Errors
+    /// The database's.
+    pub async fn item_life(&self, monitor: &str, item_id: &str) -> Result<Vec<ItemLife>> {
+        let rows = sqlx::query(sql(format!("SELECT * FROM items WHERE monitor = {MONITOR} AND item_id = $2 ORDER BY seen_us"))).bind(monitor).bind(item_id).fetch_all(&self.read).await?;
+        let mut lives = Vec::new();
+        for row in &rows {
+            let item: i64 = row.try_get("id")?;
+            let events = sqlx::query_as("SELECT at_us, decision, reason, run_id FROM item_events WHERE item = $1 ORDER BY at_us").bind(item).fetch_all(&self.read).await?;
+            let scores = sqlx::query("SELECT s.*, m.name AS monitor_name FROM scores s JOIN monitors m ON m.id = s.monitor WHERE s.item = $1 ORDER BY s.id").bind(item).fetch_all(&self.read).await?;
+            let text = "SELECT s.metric, q.name, o.state, o.delivered_us, o.error FROM outbox o JOIN scores s ON s.id = o.score JOIN queues q ON q.id = o.queue WHERE s.item = $1 ORDER BY o.id";
+            let deliveries = sqlx::query_as(text).bind(item).fetch_all(&self.read).await?;
+            lives.push(ItemLife {
+                item_id: row.try_get("item_id")?,
+                item_us: row.try_get("item_us")?,
+                decision: row.try_get("decision")?,
+                reason: row.try_get("reason")?,
+                run_id: row.try_get("run_id")?,
+                attempts: row.try_get("attempts")?,
+                seen_us: row.try_get("seen_us")?,
+                decided_us: row.try_get("decided_us")?,
+                events,
+                scores: scores.iter().map(score).collect::<Result<_>>()?,
+                deliveries,
+            });
+        }
+        Ok(lives)
+    }
+
+    /// Scores in the order they were made, a page at a time: those behind row `after`; returns the row to go on from.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn export(&self, filter: &ExportFilter, after: i64, limit: u32) -> Result<(Vec<Score>, Option<i64>)> {
+        let text = "SELECT s.*, m.name AS monitor_name FROM scores s JOIN monitors m ON m.id = s.monitor
+            WHERE s.id > $1 AND ($2 IS NULL OR m.name = $2) AND ($3 IS NULL OR s.created_us >= $3) AND s.outcome <> 'deferred' ORDER BY s.id LIMIT $4";
+        let rows = sqlx::query(text).bind(after).bind(filter.monitor.as_deref()).bind(filter.since_us).bind(limit).fetch_all(&self.read).await?;
+        let next = rows.last().map(|row| row.try_get("id")).transpose()?;
+        Ok((rows.iter().map(score).collect::<Result<_>>()?, next))
+    }
+}
+
+/// Which scores a window holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Since {
+    /// Made at or after this instant.
+    Time(i64),
+    /// Made by the latest finished runs, this many.
+    Runs(u32),
+    /// Made by one run.
+    Run(String),
+}
+
+impl Since {
+    fn condition(&self) -> &'static str {
+        match self {
+            Self::Time(_) => "created_us >= CAST($3 AS INTEGER)",
+            Self::Runs(_) => "run_id IN (SELECT id FROM runs WHERE monitor = (SELECT id FROM monitors WHERE name = $1) ORDER BY started_us DESC LIMIT CAST($3 AS INTEGER))",
+            Self::Run(_) => "run_id = $3",
+        }
+    }
+
+    fn value(&self) -> String {
+        match self {
+            Self::Time(us) => us.to_string(),
+            Self::Runs(n) => n.to_string(),
+            Self::Run(id) => id.clone(),
+        }
+    }
+}

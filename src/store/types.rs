@@ -1,0 +1,156 @@
+//! Rows on their way in and out. Times are microseconds since the epoch.
+
+use std::sync::Arc;
+
+use crate::model::{AlertEvent, AlertState, Decision, ItemKey, Outcome, Route, Usage};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunRow {
+    pub id: String,
+    pub monitor: String,
+    pub slot_us: i64,
+    pub trigger: crate::model::Trigger,
+    pub seed: i64,
+    /// False for `--no-publish`.
+    pub publish: bool,
+    pub started_us: i64,
+    /// The whole draw is stored.
+    pub drawn: bool,
+}
+
+/// One batch of new items.
+#[derive(Debug, Clone)]
+pub struct DrawBatch {
+    pub monitor: String,
+    pub run_id: String,
+    pub at_us: i64,
+    pub items: Vec<NewItem>,
+    /// (source_key, the newest timestamp up to which everything is decided).
+    pub watermark: Option<(String, i64)>,
+    /// This was the last batch of the run's draw.
+    pub complete: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct NewItem {
+    pub key: ItemKey,
+    pub item_id: String,
+    pub item_us: i64,
+    pub decision: Decision,
+    pub reason: Arc<str>,
+    /// The trace as JSON, for a drawn item.
+    pub trace: Option<String>,
+}
+
+/// What came of judging one item by some of its metrics.
+#[derive(Debug, Clone)]
+pub struct ItemOutcome {
+    pub monitor: String,
+    pub run_id: String,
+    pub key: ItemKey,
+    pub item_id: String,
+    pub item_us: i64,
+    pub trace_id: Option<String>,
+    pub environment: Option<String>,
+    pub url: Option<String>,
+    pub at_us: i64,
+    pub scores: Vec<NewScore>,
+    /// Queues that get each scored outcome.
+    pub queues: Arc<[String]>,
+    pub end: Option<ItemEnd>,
+}
+
+#[derive(Debug, Clone)]
+pub struct NewScore {
+    pub score_id: String,
+    pub metric: Arc<str>,
+    pub revision: Arc<str>,
+    pub data_type: &'static str,
+    pub outcome: Outcome,
+    pub usage: Usage,
+}
+
+#[derive(Debug, Clone)]
+pub struct ItemEnd {
+    pub decision: Decision,
+    pub reason: String,
+    /// Whether the item comes back in a later run.
+    pub comes_back: bool,
+    /// Whether this used up one of the item's attempts.
+    pub counts: bool,
+}
+
+/// An item that was drawn and not finally decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    pub key: ItemKey,
+    pub item_id: String,
+    pub item_us: i64,
+    /// When the item was drawn.
+    pub first_us: i64,
+    pub attempts: u32,
+    /// drawn | deferred | failed
+    pub state: String,
+    pub trace: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct AlertRow {
+    pub monitor: String,
+    pub name: String,
+    pub state: AlertState,
+    pub reason: String,
+    /// The alert's memory, as JSON.
+    pub memory: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct NewNotice {
+    pub route: Route,
+    pub event: AlertEvent,
+}
+
+/// A row of the outbox that may be sent now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Due {
+    pub outbox_id: i64,
+    pub attempts: u32,
+    pub delivery: crate::sinks::Delivery,
+}
+
+#[derive(Debug, Clone)]
+pub struct SentBatch {
+    pub at_us: i64,
+    pub fates: Vec<(i64, Fate)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    Delivered,
+    Dead(String),
+    Again(Failure),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub next_us: i64,
+    pub error: String,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct DueNotice {
+    pub id: i64,
+    pub route: Route,
+    pub event: AlertEvent,
+    pub attempts: u32,
+    pub next_us: i64,
+    /// What the service returned for an earlier event of the same firing.
+    pub thread: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub enum NoticeEnd {
+    Delivered { thread: Option<String> },
+    Dead(String),
+    Again(Failure),
+}

@@ -1,0 +1,129 @@
+//! Group commit: whatever waits goes into one transaction.
+
+use std::time::Duration;
+
+use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{
+    AlertRow, DrawBatch, Health, ItemOutcome, NewNotice, NoticeEnd, Retention, RunRow, SentBatch,
+    apply::{self, Names},
+};
+use crate::{
+    model::RunReport,
+    util::backoff::{self, Policy},
+};
+
+/// Writes gathered into one transaction: enough to make an fsync cheap, few enough to keep the first one's wait short.
+const BATCH: usize = 256;
+
+/// Between attempts while the database refuses writes; it goes on for ever.
+const RETRY: Policy = Policy { attempts: u32::MAX, max_elapsed: Duration::MAX, base: Duration::from_millis(50), cap: Duration::from_secs(2) };
+
+pub(super) struct Request {
+    pub write: Write,
+    pub reply: oneshot::Sender<Reply>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Reply {
+    /// Rows that the write changed, where the caller asks.
+    pub changed: u64,
+}
+
+pub(super) enum Write {
+    BeginRun(RunRow),
+    Draw(Box<DrawBatch>),
+    Outcome(Box<ItemOutcome>),
+    FinishRun(Box<FinishedRun>),
+    Sent(SentBatch),
+    Notice { id: i64, end: NoticeEnd },
+    Retain(Retention),
+    Checkpoint,
+}
+
+pub(super) struct FinishedRun {
+    pub run_id: String,
+    pub new_items: u64,
+    pub report: RunReport,
+    pub at_us: i64,
+    pub alerts: Vec<AlertRow>,
+    pub notices: Vec<NewNotice>,
+}
+
+/// The one hand that writes.
+pub struct Writer {
+    options: SqliteConnectOptions,
+    /// `None` after a failure: a connection that met an I/O error is not trusted again.
+    connection: Option<SqliteConnection>,
+    requests: mpsc::Receiver<Request>,
+    health: watch::Sender<Health>,
+    names: Names,
+}
+
+impl Writer {
+    pub(super) fn new(options: SqliteConnectOptions, connection: SqliteConnection, requests: mpsc::Receiver<Request>, health: watch::Sender<Health>) -> Self {
+        Self { options, connection: Some(connection), requests, health, names: Names::default() }
+    }
+
+    /// Serves writes until every [`super::Store`] handle is gone, then closes the file. Never gives a write up: while
+    /// the database refuses, the batch is held and tried again.
+    pub async fn run(mut self) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while self.requests.recv_many(&mut batch, BATCH).await > 0 {
+            let replies = self.commit(&batch).await;
+            for (request, reply) in batch.drain(..).zip(replies) {
+                // A caller that went away (a run that timed out) has no use for the answer.
+                let _ = request.reply.send(reply);
+            }
+        }
+        if let Some(connection) = self.connection.take()
+            && let Err(error) = connection.close().await
+        {
+            tracing::warn!(%error, "closing the store");
+        }
+    }
+
+    async fn commit(&mut self, batch: &[Request]) -> Vec<Reply> {
+        let started = tokio::time::Instant::now();
+        for attempt in 1.. {
+            match self.try_commit(batch).await {
+                Ok(replies) => {
+                    if self.health.send_replace(Health::Well) != Health::Well {
+                        tracing::info!("the store takes writes again");
+                    }
+                    return replies;
+                }
+                Err(error) => {
+                    self.connection = None;
+                    self.names = Names::default();
+                    let reason = error.to_string();
+                    if self.health.send_replace(Health::Unwell(reason.clone())) == Health::Well {
+                        tracing::error!(error = %reason, "the store refuses writes; nothing is judged until it takes them again");
+                    }
+                }
+            }
+            let wait = RETRY.wait(attempt, started.elapsed(), None, backoff::chance()).unwrap_or(RETRY.cap);
+            tokio::time::sleep(wait).await;
+        }
+        Vec::new()
+    }
+
+    async fn try_commit(&mut self, batch: &[Request]) -> Result<Vec<Reply>, sqlx::Error> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            gone => gone.insert(self.options.connect().await?),
+        };
+        let mut replies = Vec::with_capacity(batch.len());
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        for request in batch {
+            replies.push(apply::apply(&mut transaction, &mut self.names, &request.write).await?);
+        }
+        transaction.commit().await?;
+        if batch.iter().any(|request| matches!(request.write, Write::Checkpoint)) {
+            // Outside of the transaction, where alone it may run. A reader that holds it up is no fault.
+            sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(connection).await?;
+        }
+        Ok(replies)
+    }
+}
