@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use assayd::util::yaml;
 use serde_json::{Value, json};
 
 use crate::{
@@ -203,19 +204,25 @@ async fn completions_and_a_manual_come_with_the_binary() {
 async fn variables_are_filled_in_after_parsing() {
     let mut site = Site::new().await;
     demo(&site);
-    site.env.push(("PATTERN_NAME".to_owned(), "x: [1, {".to_owned()));
+    site.env.push(("TRICKY".to_owned(), "x: [1, {".to_owned()));
     site.env.push(("N".to_owned(), "3".to_owned()));
     site.write("monitors/m.yaml", r#"
 name: m
-description: "${PATTERN_NAME}"
+description: "${TRICKY}"
 labels: { price: "$$5", team: "${TEAM:-support}" }
 schedule: { every: 1h }
 source: { type: file, path: answers.jsonl, lookback: 3650d, settle: 0s }
 sampling: { strategy: oldest, n: "${N}" }
-metrics: [{ name: money, type: regex, field: output, pattern: "${N}" }]
+metrics:
+  - name: asked
+    type: judge
+    model: judge
+    output: { kind: boolean }
+    prompt: "Costs ${N}: {{ input }}"
 "#);
     site.run(&["validate"]).await.expect(0);
     assert_eq!(site.once("m").await["counts"]["scored"], 3);
+    assert!(site.world.llm.prompts().iter().all(|prompt| prompt.contains("${N}")), "nothing is filled into a prompt");
 }
 
 /// monitors/ of the project.
@@ -258,9 +265,9 @@ async fn every_shipped_monitor_fits_the_schema_for_editors() {
     let schema = site.run(&["schema", "monitor"]).await.expect(0).json();
     let validator = jsonschema::validator_for(&schema).unwrap();
     for path in shipped() {
-        let text = std::fs::read_to_string(&path).unwrap();
-        for document in text.split("\n---\n").filter(|part| part.lines().any(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'))) {
-            let value: Value = serde_yaml::from_str(document).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let text = std::fs::read(&path).unwrap();
+        for document in yaml::parse(&path.to_string_lossy(), &text).unwrap() {
+            let value: Value = yaml::read(&document, &mut Vec::new()).unwrap();
             let faults: Vec<String> = validator.iter_errors(&value).map(|error| format!("{}: {error}", error.instance_path())).collect();
             assert!(faults.is_empty(), "{}: {faults:?}", path.display());
         }

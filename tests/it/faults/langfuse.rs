@@ -173,11 +173,10 @@ async fn an_input_that_is_null_is_never_judged_as_an_empty_string() {
 async fn a_daemon_outlives_all_of_it() {
     let site = Site::new().await;
     site.world.langfuse.add_some(120);
-    for fault in [Fault::Status(500), Fault::Status(429), Fault::Cut, Fault::Html] {
-        site.world.langfuse.reads.queue([fault]);
-        site.world.langfuse.writes.queue([fault]);
-        site.world.llm.faults.queue([fault]);
-    }
+    let faults = [Fault::Status(500), Fault::Status(429), Fault::Drop, Fault::Html];
+    site.world.langfuse.reads.queue(faults);
+    site.world.langfuse.writes.queue(faults);
+    site.world.llm.faults.queue(faults);
     site.world.llm.faults.share(Fault::Status(503), 0.05);
     site.monitor("m", &quick());
     let daemon = site.daemon().await;
