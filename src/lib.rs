@@ -1,4 +1,49 @@
 //! assayd: a daemon that tells a team when the answers of their LLM product get worse.
+//!
+//! This page is the map. A folder is one idea; its `mod.rs` states the contract, its other files fulfil it.
+//!
+//! # One trace's way
+//!
+//! [`schedule`] says that a slot of monitor `support-answers` is due, and [`daemon`] starts [`pipeline::run`]:
+//!
+//! 1. **fetch**: the [`sources`] plug-in streams what lies between `watermark - overlap` and `now - settle`, oldest first.
+//! 2. **dedup**: what the decision ledger in the [`store`] knows is a duplicate. (Before extract, unlike the order in which
+//!    users speak of the stages: extract may need a trace's observations, which cost requests.)
+//! 3. **filter, extract**: a trace becomes a case (input, output, context, expected).
+//! 4. **sample**: the draw is stored, with the trace, before anything is judged.
+//! 5. **evaluate**: each of the [`metrics`] gives an outcome, free ones first; judges ask models through
+//!    [`providers::layers`], the one place for retry, timeout, limits and cost.
+//! 6. **record**: scores, the item's decision and what is to be sent, in one transaction, item by item.
+//! 7. **publish**: couriers take the outbox to the [`sinks`], each queue on its own.
+//! 8. **alert**: [`alerting`] decides, purely, from what was measured; messages go through an outbox too.
+//!
+//! # What holds at any moment
+//!
+//! - A run is (monitor, slot), a score is (monitor, metric, revision, item, content): both have ids derived from that, so
+//!   whatever happens twice is the same thing again.
+//! - An item has one row in the ledger. It is drawn or not drawn once; a crash or a deferral never draws anew.
+//! - A paid answer is on disk (`synchronous=FULL`) before its item counts as judged, and before anything is sent.
+//! - A failed judgement is an outcome with a reason, never a number.
+//! - While the store refuses writes no model is called: an answer that cannot be kept would be paid for twice.
+//! - One process writes a state folder ([`store::lock`]); any number read it.
+//! - Only [`daemon::supervisor`] begins tasks, only [`schedule::clock`] reads the wall clock for decisions.
+//!
+//! # Two schedulers, and why
+//!
+//! Monitors' slots come from [`schedule::plan`], a pure function over croner, and [`schedule::queue`], one heap on its own
+//! thread. tokio-cron-scheduler runs the housekeeping (retention, checkpoints) and nothing else. Measured with it on a
+//! 2-core machine: its 500 ms tick alone makes p99 lateness 380 to 497 ms; interval jobs fire up to a second early; of
+//! 10,000 jobs that share an instant 30 to 37 % of the fires are lost with its default channel of 200; an interval job
+//! that sleeps through its interval (a suspended machine) never fires again; a panic in a job's closure kills the job; a
+//! zone is frozen at creation, so daylight saving shifts it. Within its limits it is sound: few jobs, cron form, UTC,
+//! async closures that do not panic, a channel several times the number of jobs.
+//! The heap here: 10,000 monitors with p99 of 2.5 to 2.8 ms spread and 24 to 32 ms all at once, none missed.
+//!
+//! # Settings
+//!
+//! [`util::yaml`] reads YAML into a tree in which every value knows its place; [`config`] merges, fills in and checks on
+//! that tree, so that every fault names file, line and column. (serde alone loses places in tagged and flattened parts;
+//! the parser is granit, the one under serde-saphyr.) Plug-ins register themselves: one file, one `mod` line.
 
 pub mod alerting;
 pub mod cli;

@@ -154,20 +154,29 @@ fn groups_of_uses_are_read() {
 
 #[test]
 fn every_folder_says_what_it_is_for() {
-    let silent: Vec<_> = sources().iter().filter(|source| source.path.ends_with("mod.rs") && !source.text.starts_with("//!")).map(|source| source.path.display().to_string()).collect();
+    let silent: Vec<_> = sources()
+        .iter()
+        .filter(|source| source.path.ends_with("mod.rs") && !source.text.starts_with("//!"))
+        .map(|source| source.path.display().to_string())
+        .collect();
     assert!(silent.is_empty(), "no `//!` on top of {silent:?}");
 }
 
 #[test]
 fn no_file_is_too_long_to_read() {
-    let long: Vec<_> = sources().iter().map(|source| (source.path.display().to_string(), source.text.lines().count())).filter(|(_, lines)| *lines > LONGEST_FILE).collect();
+    let long: Vec<_> =
+        sources().iter().map(|source| (source.path.display().to_string(), source.text.lines().count())).filter(|(_, lines)| *lines > LONGEST_FILE).collect();
     assert!(long.is_empty(), "over {LONGEST_FILE} lines: {long:?}");
 }
 
 #[test]
 fn tasks_are_begun_in_one_place() {
     let spawning = |source: &Source| source.code().any(|line| ["tokio::spawn(", "task::spawn(", "task::spawn_local("].iter().any(|call| line.contains(call)));
-    let elsewhere: Vec<_> = sources().iter().filter(|source| spawning(source) && source.path != Path::new("daemon/supervisor.rs")).map(|source| source.path.display().to_string()).collect();
+    let elsewhere: Vec<_> = sources()
+        .iter()
+        .filter(|source| spawning(source) && source.path != Path::new("daemon/supervisor.rs"))
+        .map(|source| source.path.display().to_string())
+        .collect();
     assert!(elsewhere.is_empty(), "only daemon/supervisor.rs begins tasks: {elsewhere:?}");
 }
 
@@ -175,6 +184,10 @@ fn tasks_are_begun_in_one_place() {
 fn nothing_is_left_for_later() {
     // Built here so that this file is no hit for a search.
     let words = [["TO", "DO"].concat(), ["FIX", "ME"].concat(), ["todo", "!("].concat(), ["unimplemented", "!("].concat()];
-    let open: Vec<_> = sources().iter().filter(|source| words.iter().any(|word| source.text.contains(word.as_str()))).map(|source| source.path.display().to_string()).collect();
+    let open: Vec<_> = sources()
+        .iter()
+        .filter(|source| words.iter().any(|word| source.text.contains(word.as_str())))
+        .map(|source| source.path.display().to_string())
+        .collect();
     assert!(open.is_empty(), "{open:?}");
 }

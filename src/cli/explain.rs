@@ -19,7 +19,11 @@ pub(super) fn explain(overrides: &Overrides, arguments: &Arguments) -> Result<()
         Ok(store.item_life(&arguments.monitor, &arguments.item).await?)
     })?;
     if lives.is_empty() {
-        eprintln!("assayd: monitor `{}` knows nothing of an item `{}`: it was not fetched, or is no longer remembered", one_line(&arguments.monitor, 64), one_line(&arguments.item, 128));
+        eprintln!(
+            "assayd: monitor `{}` knows nothing of an item `{}`: it was not fetched, or is no longer remembered",
+            one_line(&arguments.monitor, 64),
+            one_line(&arguments.item, 128)
+        );
         return Err(Failure::Problems);
     }
     print(&lives.iter().map(render).collect::<String>())

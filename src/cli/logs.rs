@@ -25,7 +25,8 @@ pub(super) fn start(spec: &LogSpec) -> Result<Option<WorkerGuard>, Failure> {
                 Rotation::Weekly => rolling::Rotation::WEEKLY,
                 Rotation::Never => rolling::Rotation::NEVER,
             };
-            let appender = rolling::Builder::new().rotation(rotation).filename_prefix("assayd").filename_suffix("log").max_log_files(spec.keep.max(1)).build(folder);
+            let appender =
+                rolling::Builder::new().rotation(rotation).filename_prefix("assayd").filename_suffix("log").max_log_files(spec.keep.max(1)).build(folder);
             let appender = appender.map_err(|error| Failure::Usage(format!("log files in {}: {error}", folder.display())))?;
             // Lossless: a line that explains a fault is worth a wait.
             let (writer, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default().lossy(false).finish(appender);

@@ -70,7 +70,8 @@ async fn watched(settings: Settings, spec: std::sync::Arc<crate::config::Monitor
     if !std::io::stderr().is_terminal() {
         return run.await;
     }
-    let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {msg} [{elapsed}]").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    let bar =
+        ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {msg} [{elapsed}]").unwrap_or_else(|_| ProgressStyle::default_spinner()));
     bar.enable_steady_tick(Duration::from_millis(100));
     let mut run = std::pin::pin!(run);
     loop {
@@ -110,7 +111,10 @@ fn render(report: &RunReport) -> String {
     let counts = &report.counts;
     let _ = writeln!(out, "{} {}: {} in {:.1} s", report.monitor, report.slot, report.status.as_str(), Duration::from_millis(report.duration_ms).as_secs_f64());
     let mut items = table(&["fetched", "duplicate", "filtered", "sampled out", "scored", "failed", "deferred", "not applicable"]);
-    items.add_row([counts.fetched, counts.duplicate, counts.filtered, counts.sampled_out, counts.scored, counts.failed, counts.deferred, counts.not_applicable].map(|n| n.to_string()));
+    items.add_row(
+        [counts.fetched, counts.duplicate, counts.filtered, counts.sampled_out, counts.scored, counts.failed, counts.deferred, counts.not_applicable]
+            .map(|n| n.to_string()),
+    );
     let _ = writeln!(out, "{items}");
     let figure = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
     let mut metrics = table(&["metric", "n", "mean", "95 % interval", "passed", "failed"]);

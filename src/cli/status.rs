@@ -48,7 +48,8 @@ pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(),
                         "waiting": status.waiting, "alerts": alerts })
             })
             .collect();
-        let queues: Vec<_> = queues.iter().map(|queue| json!({ "sink": queue.name, "waiting": queue.waiting, "dead": queue.dead, "error": queue.error })).collect();
+        let queues: Vec<_> =
+            queues.iter().map(|queue| json!({ "sink": queue.name, "waiting": queue.waiting, "dead": queue.dead, "error": queue.error })).collect();
         return print(&format!("{}\n", json!({ "monitors": monitors, "outbox": queues, "faults": faults })));
     }
     let mut shown = table(&["monitor", "next run", "last run", "scored", "watermark lag", "alerts"]);
@@ -82,7 +83,12 @@ pub(super) fn healthcheck(overrides: &Overrides) -> Result<(), Failure> {
     }
     block_on(async {
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build().map_err(anyhow::Error::from)?;
-        let answer = http.get(format!("http://{address}/readyz")).send().await.map_err(|error| anyhow::Error::new(error).context("the daemon does not answer"))?;
-        if answer.status().is_success() { Ok(()) } else { Err(Failure::Error(anyhow::anyhow!("the daemon is not ready: {}", one_line(&answer.text().await.unwrap_or_default(), 300)))) }
+        let answer =
+            http.get(format!("http://{address}/readyz")).send().await.map_err(|error| anyhow::Error::new(error).context("the daemon does not answer"))?;
+        if answer.status().is_success() {
+            Ok(())
+        } else {
+            Err(Failure::Error(anyhow::anyhow!("the daemon is not ready: {}", one_line(&answer.text().await.unwrap_or_default(), 300))))
+        }
     })
 }

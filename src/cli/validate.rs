@@ -23,7 +23,8 @@ pub(super) fn validate(overrides: &Overrides, arguments: &Arguments) -> Result<(
         Err(failure) => return Err(failure),
     };
     let loaded = monitors(&settings);
-    let asked = |file: &str| arguments.paths.is_empty() || arguments.paths.iter().any(|path| PathBuf::from(file).starts_with(path.strip_prefix("./").unwrap_or(path)));
+    let asked =
+        |file: &str| arguments.paths.is_empty() || arguments.paths.iter().any(|path| PathBuf::from(file).starts_with(path.strip_prefix("./").unwrap_or(path)));
     let faults: Vec<String> = loaded.faults.iter().filter(|fault| asked(&fault.at.file)).map(|fault| format!("{fault}\n")).collect();
     print(&faults.concat())?;
     let mut sound = faults.is_empty();

@@ -37,8 +37,12 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
     let name = name(file.name.as_ref(), tree, path, faults);
     let schedule = schedule(&file.schedule, &name, faults);
     let source = source(&file.source, &name, settings, faults);
-    let extract = file.extract.as_ref().map_or_else(|| Some(ExtractSpec::default()), |section| section.read(faults).inspect(|spec| extract(spec, &section.node, faults)));
-    let sampling = file.sampling.as_ref().map_or_else(|| Some(SamplingSpec::default()), |section| section.read(faults).inspect(|spec| sampling(spec, &section.node, faults)));
+    let extract =
+        file.extract.as_ref().map_or_else(|| Some(ExtractSpec::default()), |section| section.read(faults).inspect(|spec| extract(spec, &section.node, faults)));
+    let sampling = file
+        .sampling
+        .as_ref()
+        .map_or_else(|| Some(SamplingSpec::default()), |section| section.read(faults).inspect(|spec| sampling(spec, &section.node, faults)));
     let evaluation = file.evaluation.as_ref().map_or_else(|| Some(super::EvaluationSpec::default()), |section| section.read(faults));
     let metrics = metrics(&file.metrics, tree, settings, faults);
     let publish = publish(&file.publish.unwrap_or_default(), settings, faults);
@@ -87,7 +91,10 @@ fn name(written: Option<&Section<String>>, tree: &Node, path: &Path, faults: &mu
     };
     let sound = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     if !(name.starts_with(sound) && name.len() <= 64 && name.chars().all(|c| sound(c) || matches!(c, '.' | '_' | '-'))) {
-        faults.push(Fault::new(at, format!("`{}` is no name: up to 64 of a-z, 0-9, `.`, `_` and `-`, beginning with a letter or digit", crate::util::text::one_line(&name, 80))));
+        faults.push(Fault::new(
+            at,
+            format!("`{}` is no name: up to 64 of a-z, 0-9, `.`, `_` and `-`, beginning with a letter or digit", crate::util::text::one_line(&name, 80)),
+        ));
     }
     name
 }
@@ -296,7 +303,9 @@ fn alerts(sections: &[Section<AlertFile>], metrics: &[MetricSpec], settings: &Se
         let when = when.map_err(|message| faults.push(Fault::new(&file.when.at, message))).ok();
         match (&file.metric, when) {
             (Some(metric), _) if metrics.iter().all(|known| known.name != *metric) => {
-                let hint = crate::util::text::nearest(metric, metrics.iter().map(|known| known.name.as_str())).map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();
+                let hint = crate::util::text::nearest(metric, metrics.iter().map(|known| known.name.as_str()))
+                    .map(|near| format!(", did you mean `{near}`?"))
+                    .unwrap_or_default();
                 faults.push(Fault::new(place(node, "metric"), format!("the monitor has no metric `{metric}`{hint}")));
             }
             (None, Some(when)) if when.statistic.needs_metric() => faults.push(Fault::new(&node.at, format!("`{}` needs a `metric`", when.statistic))),

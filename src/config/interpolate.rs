@@ -86,7 +86,8 @@ pub(super) fn read_env(file: &str, text: &str, faults: &mut Vec<Fault>) -> BTree
             continue;
         }
         let entry = line.strip_prefix("export ").unwrap_or(line).split_once('=');
-        let Some((name, value)) = entry.filter(|(name, _)| name.trim().chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !name.trim().is_empty()) else {
+        let Some((name, value)) = entry.filter(|(name, _)| name.trim().chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !name.trim().is_empty())
+        else {
             // Not the line itself: it may hold a secret.
             faults.push(Fault::new(&Span { file: file.into(), line: u32::try_from(at + 1).unwrap_or(u32::MAX), column: 1 }, "expected `NAME=value`"));
             continue;

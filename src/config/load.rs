@@ -129,7 +129,8 @@ pub fn load_monitors(dir: &Path, settings: &Settings, cache: &mut Cache) -> Load
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(candidates.len().div_ceil(16).max(1));
     let chunk = candidates.len().div_ceil(threads).max(1);
     let checked: Vec<(PathBuf, blake3::Hash, Arc<Checked>)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = candidates.chunks(chunk).map(|chunk| scope.spawn(|| chunk.iter().map(|file| check_file(file, settings, &before)).collect::<Vec<_>>())).collect();
+        let workers: Vec<_> =
+            candidates.chunks(chunk).map(|chunk| scope.spawn(|| chunk.iter().map(|file| check_file(file, settings, &before)).collect::<Vec<_>>())).collect();
         // A panic in a check is a defect of ours: let it be seen.
         workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
@@ -168,7 +169,9 @@ fn walk(dir: &Path, mut layers: Layers, candidates: &mut Vec<Candidate>, loaded:
             return;
         }
     };
-    if depth > 0 && let Some(env) = env_file(dir, &mut loaded.faults) {
+    if depth > 0
+        && let Some(env) = env_file(dir, &mut loaded.faults)
+    {
         layers.hash.update(format!("{env:?}").as_bytes());
         layers.env.layers.insert(0, env);
     }

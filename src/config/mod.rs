@@ -15,6 +15,8 @@ mod settings;
 
 pub use diff::{Change, Changes, diff};
 pub use load::{Cache, Loaded, Overrides, load_monitors, load_settings};
-pub use monitor::{AlertSpec, EvaluationSpec, ExtractSpec, For, MetricSpec, MonitorSpec, NotifyTarget, OnMissing, Over, SamplingSpec, SourceSpec, StepPatterns, Strategy};
+pub use monitor::{
+    AlertSpec, EvaluationSpec, ExtractSpec, For, MetricSpec, MonitorSpec, NotifyTarget, OnMissing, Over, SamplingSpec, SourceSpec, StepPatterns, Strategy,
+};
 pub use schema::{config_schema, monitor_schema};
 pub use settings::{AuthSpec, ConcurrencySpec, LogFormat, LogSpec, ProfileSpec, RetentionSpec, RetrySpec, Rotation, Settings};

@@ -79,7 +79,8 @@ impl Langfuse {
             .get_or_try_init(|| async {
                 let from = (jiff::Timestamp::now() - jiff::SignedDuration::from_mins(1)).to_string();
                 let query = [("limit", "1"), ("fromStartTime", from.as_str())];
-                let probe = self.http.send(|| self.request(Method::GET, "/v2/observations").query(&query), |answer| http::json::<serde_json::Value>(&answer)).await;
+                let probe =
+                    self.http.send(|| self.request(Method::GET, "/v2/observations").query(&query), |answer| http::json::<serde_json::Value>(&answer)).await;
                 match probe {
                     Ok(_) => Ok(Dialect::V4),
                     // 404 is what an older server says; 410 and 405 are what a proxy in front of one may make of it.

@@ -4,11 +4,7 @@
 use anyhow::Context;
 use tokio_cron_scheduler::{Job, JobScheduler};
 
-use crate::{
-    config::RetentionSpec,
-    pipeline::Services,
-    store::Retention,
-};
+use crate::{config::RetentionSpec, pipeline::Services, store::Retention};
 
 /// Rows a table and call: some milliseconds of work.
 const ROWS: i64 = 2_000;

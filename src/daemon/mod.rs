@@ -55,7 +55,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (stop, stopped) = channel::channel(false);
     if let Some(address) = settings.listen {
         let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
-        let web = web::Web { control, store: world.services.store.clone(), metrics: metrics.clone(), ready: Arc::clone(&ready), token: settings.auth.as_ref().map(|auth| auth.token.clone()) };
+        let web = web::Web {
+            control,
+            store: world.services.store.clone(),
+            metrics: metrics.clone(),
+            ready: Arc::clone(&ready),
+            token: settings.auth.as_ref().map(|auth| auth.token.clone()),
+        };
         let app = web::router(web).into_make_service_with_connect_info::<std::net::SocketAddr>();
         let mut stopped = stopped.clone();
         core.spawn("api", async move {
@@ -77,7 +83,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut files = settings.poll.is_none().then(|| Files::watch(&settings.monitors, dirty));
     let mut monitors = Monitors::new(Arc::clone(&world), queue, stopped.clone());
     monitors.start().await?;
-    let chores = housekeeping::start(&world.services, settings.retention).await?;
+    let mut chores = housekeeping::start(&world.services, settings.retention).await?;
     let mut signals = signals()?;
 
     ready.store(true, Ordering::Relaxed);
@@ -128,7 +134,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!(grace = %settings.shutdown_grace, "stopping");
     let drained = async {
-        drop(chores);
+        if let Err(error) = chores.shutdown().await {
+            tracing::debug!(%error, "housekeeping did not end in order");
+        }
         let left = monitors.drain(settings.shutdown_grace.0).await;
         if !left.is_empty() {
             tracing::warn!(runs = ?left, "ended before they were done; they are finished after the restart");
@@ -136,7 +144,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         stop.send_replace(true);
         monitors.stop_couriers(LAST_SENDING).await;
         world.couriers.flush(&world.services, Duration::ZERO).await;
-        drop((monitors, world, commands));
+        // An error means that it is closed already.
+        let _ = world.services.store.close().await;
+        drop((monitors, commands));
         core.finish(LAST_SENDING).await;
     };
     tokio::select! {

@@ -191,7 +191,15 @@ impl Monitors {
                 }
             }
             let Ok(report) = pipeline::run(&monitor, services, &order).await else { return };
-            for state in [AlertState::Inactive, AlertState::Pending, AlertState::Firing, AlertState::Resolved, AlertState::NoData, AlertState::Insufficient, AlertState::Error] {
+            for state in [
+                AlertState::Inactive,
+                AlertState::Pending,
+                AlertState::Firing,
+                AlertState::Resolved,
+                AlertState::NoData,
+                AlertState::Insufficient,
+                AlertState::Error,
+            ] {
                 let n = report.alerts.iter().filter(|alert| alert.state == state).count();
                 telemetry::alerts(&report.monitor, state.as_str(), u32::try_from(n).unwrap_or(u32::MAX));
             }

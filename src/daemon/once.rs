@@ -5,10 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::bail;
 use tokio::sync::watch;
 
-use super::{
-    supervisor::Supervisor,
-    wire::World,
-};
+use super::{supervisor::Supervisor, wire::World};
 use crate::{
     config::{MonitorSpec, Settings},
     control::RunRequest,
@@ -85,7 +82,8 @@ pub async fn once(settings: Settings, spec: Arc<MonitorSpec>, request: RunReques
         world.couriers.flush(&world.services, patience).await;
         report.published = pipeline::published(&world.services, &report.run_id, &monitor).await;
     }
-    drop((world, monitor));
+    // An error means that it is closed already.
+    let _ = world.services.store.close().await;
     tasks.finish(Duration::from_secs(30)).await;
     Ok(report)
 }

@@ -1,7 +1,10 @@
 //! Notices that files of monitors may have changed. Any event means "look again": names in events are not to be trusted
 //! (a ConfigMap's swap names no file at all), so the loader compares contents.
 
-use std::{path::{Path, PathBuf}, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
@@ -26,7 +29,8 @@ impl Files {
                 let _ = dirty.try_send(());
             }
         });
-        let mut files = Self { watcher: watcher.map_err(|error| tracing::warn!(%error, "no file watch; looking every 30 s instead")).ok(), folder: folder.to_owned() };
+        let mut files =
+            Self { watcher: watcher.map_err(|error| tracing::warn!(%error, "no file watch; looking every 30 s instead")).ok(), folder: folder.to_owned() };
         files.again();
         files
     }

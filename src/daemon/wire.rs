@@ -90,6 +90,7 @@ pub fn gateway(settings: &Settings, http: &Http) -> anyhow::Result<Gateway> {
         timeout: spec.timeout.map(|timeout| timeout.0),
     };
     let profiles = settings.profiles.iter().map(|(name, spec)| (name.clone(), profile(spec))).collect();
-    let spec = GatewaySpec { providers, profiles, prices: settings.prices.clone(), judge_calls: settings.concurrency.judge_calls.max(1), retry: settings.retry };
+    let spec =
+        GatewaySpec { providers, profiles, prices: settings.prices.clone(), judge_calls: settings.concurrency.judge_calls.max(1), retry: settings.retry };
     Ok(Gateway::new(spec)?)
 }

@@ -45,7 +45,13 @@ impl Metric for Cost {
             None => Outcome::NotApplicable { reason: "the source does not know the cost of the trace".to_owned() },
             Some(raw) => {
                 let passed = raw <= max;
-                Outcome::Scored { value: f64::from(u8::from(passed)), raw: Some(raw), label: None, passed: Some(passed), reason: format!("{raw} USD, at most {max}") }
+                Outcome::Scored {
+                    value: f64::from(u8::from(passed)),
+                    raw: Some(raw),
+                    label: None,
+                    passed: Some(passed),
+                    reason: format!("{raw} USD, at most {max}"),
+                }
             }
         };
         outcome.into()

@@ -60,7 +60,13 @@ impl Metric for Compiled {
                 (_, Ok(number)) if (0.0..=1.0).contains(&number) => {
                     Outcome::Scored { value: number, raw: None, label: None, passed: None, reason: format!("`{}` is {number}", self.0.source()) }
                 }
-                _ => Outcome::Failed { reason: format!("`{}` gave `{}`, which is neither a boolean nor a number in [0, 1]", self.0.source(), text::one_line(&value.to_string(), 60)) },
+                _ => Outcome::Failed {
+                    reason: format!(
+                        "`{}` gave `{}`, which is neither a boolean nor a number in [0, 1]",
+                        self.0.source(),
+                        text::one_line(&value.to_string(), 60)
+                    ),
+                },
             },
         };
         outcome.into()

@@ -46,7 +46,13 @@ impl Metric for Latency {
             None => Outcome::NotApplicable { reason: "the source does not know the latency of the trace".to_owned() },
             Some(raw) => {
                 let passed = raw <= max;
-                Outcome::Scored { value: f64::from(u8::from(passed)), raw: Some(raw), label: None, passed: Some(passed), reason: format!("{raw} ms, at most {max}") }
+                Outcome::Scored {
+                    value: f64::from(u8::from(passed)),
+                    raw: Some(raw),
+                    label: None,
+                    passed: Some(passed),
+                    reason: format!("{raw} ms, at most {max}"),
+                }
             }
         };
         outcome.into()

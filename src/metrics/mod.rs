@@ -20,12 +20,12 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use crate::util::plugin::BuildError;
 use crate::{
     model::{Case, Outcome, Usage},
     providers::{CallCx, Models},
     util::plugin::Kind,
 };
-pub use crate::util::plugin::BuildError;
 
 pub type MetricKind = Kind<dyn MetricConfig>;
 inventory::collect!(MetricKind);

@@ -32,7 +32,8 @@ inventory::submit! {
 
 impl MetricConfig for RegexConfig {
     fn build(&self, _: &MetricBuildCx<'_>) -> Result<Arc<dyn Metric>, BuildError> {
-        let regex = regex::Regex::new(&self.pattern).map_err(|error| BuildError::at("pattern", format!("no regular expression: {}", text::one_line(&error.to_string(), 300))))?;
+        let regex = regex::Regex::new(&self.pattern)
+            .map_err(|error| BuildError::at("pattern", format!("no regular expression: {}", text::one_line(&error.to_string(), 300))))?;
         Ok(Arc::new(Matcher { regex, field: self.field.clone(), invert: self.invert }))
     }
 

@@ -116,9 +116,12 @@ impl<'a> Judging<'a> {
             crate::util::text::one_line(&reasons.collect::<Vec<_>>().join("; "), 500)
         };
         match self.worst_so_far() {
-            Decision::Deferred if now_us - self.item.first_us > evaluation.max_age.millis().saturating_mul(1000) => {
-                ItemEnd { decision: Decision::Failed, reason: format!("expired after {}: {}", evaluation.max_age, reasons("deferred")), comes_back: false, counts: false }
-            }
+            Decision::Deferred if now_us - self.item.first_us > evaluation.max_age.millis().saturating_mul(1000) => ItemEnd {
+                decision: Decision::Failed,
+                reason: format!("expired after {}: {}", evaluation.max_age, reasons("deferred")),
+                comes_back: false,
+                counts: false,
+            },
             Decision::Deferred => ItemEnd { decision: Decision::Deferred, reason: reasons("deferred"), comes_back: true, counts: false },
             Decision::Failed => {
                 let comes_back = self.item.attempts + 1 < evaluation.max_attempts;
@@ -126,7 +129,12 @@ impl<'a> Judging<'a> {
             }
             Decision::Scored => {
                 let scored = self.outcomes.values().filter(|outcome| outcome.kind() == "scored").count();
-                ItemEnd { decision: Decision::Scored, reason: format!("{scored} of {} metrics gave a score", self.outcomes.len()), comes_back: false, counts: true }
+                ItemEnd {
+                    decision: Decision::Scored,
+                    reason: format!("{scored} of {} metrics gave a score", self.outcomes.len()),
+                    comes_back: false,
+                    counts: true,
+                }
             }
             decision => ItemEnd { decision, reason: reasons("not_applicable"), comes_back: false, counts: true },
         }
@@ -141,7 +149,9 @@ impl<'a> Judging<'a> {
 /// A value outside [0, 1] or no number at all is a failed judgement, whatever a metric says.
 fn sound(outcome: Outcome) -> Outcome {
     match outcome {
-        Outcome::Scored { value, .. } if !(0.0..=1.0).contains(&value) => Outcome::Failed { reason: format!("the metric gave {value}, which is not in [0, 1]") },
+        Outcome::Scored { value, .. } if !(0.0..=1.0).contains(&value) => {
+            Outcome::Failed { reason: format!("the metric gave {value}, which is not in [0, 1]") }
+        }
         other => other,
     }
 }

@@ -46,7 +46,13 @@ const DAY_US: i64 = 86_400_000_000;
 ///
 /// # Errors
 /// The store's: then no alert moves, and the next run evaluates them.
-pub(super) async fn alerts(monitor: &Monitor, services: &Services, report: &RunReport, new_items: u64, period: std::time::Duration) -> Result<Moved, sqlx::Error> {
+pub(super) async fn alerts(
+    monitor: &Monitor,
+    services: &Services,
+    report: &RunReport,
+    new_items: u64,
+    period: std::time::Duration,
+) -> Result<Moved, sqlx::Error> {
     let now = services.clock.now();
     let spec = &monitor.spec;
     let mut memories: BTreeMap<String, AlertMemory> = services
@@ -175,7 +181,14 @@ fn found<'a>(builtin: &'a Builtin, health: &Health) -> Evaluation<'a> {
     }
 }
 
-async fn health(monitor: &Monitor, services: &Services, report: &RunReport, new_items: u64, period: std::time::Duration, now: Timestamp) -> Result<Health, sqlx::Error> {
+async fn health(
+    monitor: &Monitor,
+    services: &Services,
+    report: &RunReport,
+    new_items: u64,
+    period: std::time::Duration,
+    now: Timestamp,
+) -> Result<Health, sqlx::Error> {
     let (store, name, now_us) = (&services.store, &monitor.spec.name, now.as_microsecond());
     let earlier = store.last_reports(name, RUNS).await?;
     let failed_in_a_row = std::iter::once(report).chain(&earlier).take_while(|run| run.status == RunStatus::Failed).count();

@@ -105,7 +105,8 @@ impl Couriers {
     /// Sends what can be sent within `patience`, over all queues; what a sink does not take stays queued.
     pub async fn flush(&self, services: &Services, patience: Duration) {
         let deadline_us = services.now_us().saturating_add(i64::try_from(patience.as_micros()).unwrap_or(i64::MAX));
-        let scores = self.queues().into_iter().map(|queue| async move { while self.once_more(services, self.round(services, &queue).await, deadline_us).await {} });
+        let scores =
+            self.queues().into_iter().map(|queue| async move { while self.once_more(services, self.round(services, &queue).await, deadline_us).await {} });
         let notices = async { while self.once_more(services, self.notices(services).await, deadline_us).await {} };
         tokio::join!(futures_util::future::join_all(scores), notices);
     }

@@ -190,7 +190,12 @@ async fn draw_and_judge<'a>(books: &'a Books<'a>, mut pages: mpsc::Receiver<Vec<
 type PageState = (mpsc::Receiver<Vec<Fetched>>, Arc<Mutex<Option<Stopped>>>);
 
 /// What a page draws. A failure ends the stream and is kept for the end; what was drawn before it is judged.
-async fn next_page(books: &Books<'_>, mut pages: mpsc::Receiver<Vec<Fetched>>, share: f64, failure: Arc<Mutex<Option<Stopped>>>) -> Option<(stream::Iter<std::vec::IntoIter<Drawn>>, PageState)> {
+async fn next_page(
+    books: &Books<'_>,
+    mut pages: mpsc::Receiver<Vec<Fetched>>,
+    share: f64,
+    failure: Arc<Mutex<Option<Stopped>>>,
+) -> Option<(stream::Iter<std::vec::IntoIter<Drawn>>, PageState)> {
     let page = pages.recv().await?;
     let drawn = match draw_page(books, page, share).await {
         Ok((drawn, full)) => {
@@ -617,7 +622,11 @@ impl<'a> Books<'a> {
         let Some(progress) = &self.order.progress else { return };
         let tally = self.tally();
         let counts = &tally.counts;
-        progress.send_replace(Progress { fetched: counts.fetched, drawn: tally.drawn, decided: counts.scored + counts.failed + counts.deferred + counts.not_applicable });
+        progress.send_replace(Progress {
+            fetched: counts.fetched,
+            drawn: tally.drawn,
+            decided: counts.scored + counts.failed + counts.deferred + counts.not_applicable,
+        });
     }
 
     fn report(&self, stopped: Option<Stopped>, started: Timestamp) -> RunReport {
@@ -632,7 +641,8 @@ impl<'a> Books<'a> {
             RunStatus::Succeeded
         };
         let error = stopped.map(|stopped| stopped.to_string()).or_else(|| tally.first_failure.clone()).filter(|_| status != RunStatus::Succeeded);
-        let mut metrics: BTreeMap<String, MetricSummary> = self.monitor.metrics.iter().map(|judge| (judge.name.to_string(), MetricSummary::default())).collect();
+        let mut metrics: BTreeMap<String, MetricSummary> =
+            self.monitor.metrics.iter().map(|judge| (judge.name.to_string(), MetricSummary::default())).collect();
         metrics.extend(tally.metrics.iter().map(|(name, metric)| (name.clone(), summary(metric))));
         RunReport {
             run_id: self.order.run.id.clone(),

@@ -16,11 +16,11 @@ use std::{fmt::Debug, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use serde_json::Value;
 
+pub use crate::util::plugin::BuildError;
 use crate::{
     model::Usage,
     util::{http::Http, plugin::Kind},
 };
-pub use crate::util::plugin::BuildError;
 
 pub type ProviderKind = Kind<dyn ProviderConfig>;
 inventory::collect!(ProviderKind);

@@ -62,7 +62,8 @@ fn build<C: ProviderConfig + serde::de::DeserializeOwned>(config: Value) -> Resu
 }
 
 fn openai(base: &str) -> Arc<dyn Provider> {
-    build::<openai::OpenAiConfig>(json!({"base_url": format!("{base}/v1/"), "api_key": "sk-secret", "organization": "org", "headers": {"x-extra": "yes"}})).unwrap()
+    build::<openai::OpenAiConfig>(json!({"base_url": format!("{base}/v1/"), "api_key": "sk-secret", "organization": "org", "headers": {"x-extra": "yes"}}))
+        .unwrap()
 }
 
 fn anthropic(base: &str) -> Arc<dyn Provider> {
@@ -71,7 +72,14 @@ fn anthropic(base: &str) -> Arc<dyn Provider> {
 
 fn request(model: &str) -> ChatRequest {
     let schema = json!({"type": "object", "properties": {"minimum": {"type": "number", "minimum": 1, "maximum": 5}}, "required": ["minimum"], "additionalProperties": false});
-    ChatRequest { model: model.to_owned(), system: Some("Grade.".to_owned()), user: "An answer".to_owned(), temperature: Some(0.0), max_tokens: 300, schema: Some(Arc::new(schema)) }
+    ChatRequest {
+        model: model.to_owned(),
+        system: Some("Grade.".to_owned()),
+        user: "An answer".to_owned(),
+        temperature: Some(0.0),
+        max_tokens: 300,
+        schema: Some(Arc::new(schema)),
+    }
 }
 
 fn completion(message: Value, finish: &str) -> Value {
@@ -96,7 +104,10 @@ async fn openai_asks_by_schema_and_reads_the_answer() {
         .await;
     let (path, headers, body) = &seen[0];
     assert_eq!(path, "/v1/chat/completions");
-    assert_eq!((&headers["authorization"], &headers["openai-organization"], &headers["x-extra"]), (&"Bearer sk-secret".parse().unwrap(), &"org".parse().unwrap(), &"yes".parse().unwrap()));
+    assert_eq!(
+        (&headers["authorization"], &headers["openai-organization"], &headers["x-extra"]),
+        (&"Bearer sk-secret".parse().unwrap(), &"org".parse().unwrap(), &"yes".parse().unwrap())
+    );
     assert_eq!(body["messages"], json!([{"role": "system", "content": "Grade."}, {"role": "user", "content": "An answer"}]));
     assert_eq!(body["response_format"], json!({"type": "json_schema", "json_schema": {"name": "verdict", "strict": true, "schema": request("").schema}}));
     assert_eq!((&body["max_tokens"], &body["temperature"], &body["max_completion_tokens"]), (&json!(300), &json!(0.0), &Value::Null));
@@ -190,7 +201,10 @@ async fn anthropic_asks_natively_and_selects_blocks_by_type() {
         })
         .await;
     let (path, headers, body) = &seen[0];
-    assert_eq!((path.as_str(), &headers["x-api-key"], &headers["anthropic-version"]), ("/v1/messages", &"sk-ant".parse().unwrap(), &"2023-06-01".parse().unwrap()));
+    assert_eq!(
+        (path.as_str(), &headers["x-api-key"], &headers["anthropic-version"]),
+        ("/v1/messages", &"sk-ant".parse().unwrap(), &"2023-06-01".parse().unwrap())
+    );
     assert_eq!((&body["system"], &body["max_tokens"], &body["temperature"]), (&json!("Grade."), &json!(300), &json!(0.0)));
     assert_eq!(body["messages"], json!([{"role": "user", "content": "An answer"}]));
     // The bounds go, a property that is called like one stays.
@@ -202,7 +216,8 @@ async fn anthropic_asks_natively_and_selects_blocks_by_type() {
 
 #[tokio::test]
 async fn anthropic_by_tool_steps_to_the_native_way_and_remembers_it() {
-    let refused = json!({"type": "error", "error": {"type": "invalid_request_error", "message": "tool_choice: forced tool use is not supported by this model"}});
+    let refused =
+        json!({"type": "error", "error": {"type": "invalid_request_error", "message": "tool_choice: forced tool use is not supported by this model"}});
     let server = Server::default()
         .says(200, message(json!([{"type": "tool_use", "id": "t", "name": "record", "input": {"a": 1}}]), "tool_use"))
         .says(400, refused)

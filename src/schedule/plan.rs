@@ -268,9 +268,13 @@ mod tests {
             jitter: Human(Duration::from_millis(jitter_ms)),
             ..ScheduleSpec::default()
         });
-        let patterns = ["*/5 * * * *", "30 2 * * *", "0 0 1 * *", "@weekly", "15 10 3 29 2 *"];
-        let cron = (prop::sample::select(&patterns[..]), prop::sample::select(&["UTC", "Europe/Berlin", "America/New_York"][..]), 0u64..90_000).prop_map(|(cron, zone, jitter_ms)| {
-            ScheduleSpec { cron: Some(cron.to_owned()), timezone: Some(zone.to_owned()), jitter: Human(Duration::from_millis(jitter_ms)), ..ScheduleSpec::default() }
+        let patterns = vec!["*/5 * * * *", "30 2 * * *", "0 0 1 * *", "@weekly", "15 10 3 29 2 *"];
+        let zones = vec!["UTC", "Europe/Berlin", "America/New_York"];
+        let cron = (prop::sample::select(patterns), prop::sample::select(zones), 0u64..90_000).prop_map(|(cron, zone, jitter_ms)| ScheduleSpec {
+            cron: Some(cron.to_owned()),
+            timezone: Some(zone.to_owned()),
+            jitter: Human(Duration::from_millis(jitter_ms)),
+            ..ScheduleSpec::default()
         });
         (prop_oneof![every, cron], "[a-z]{1,8}").prop_map(|(spec, name)| Plan::new(&spec, &name).unwrap())
     }

@@ -146,7 +146,8 @@ struct IngestionError {
 impl Sender {
     async fn batch(&self, bodies: &[Body<'_>]) -> Result<Vec<Result<(), RowError>>, HttpError> {
         // The event's id is for Langfuse's own deduplication: the same event is the same score.
-        let events: Vec<Value> = bodies.iter().map(|body| json!({ "id": body.id, "type": "score-create", "timestamp": body.timestamp, "body": body })).collect();
+        let events: Vec<Value> =
+            bodies.iter().map(|body| json!({ "id": body.id, "type": "score-create", "timestamp": body.timestamp, "body": body })).collect();
         let request = self.langfuse.request(Method::POST, "/ingestion").json(&json!({ "batch": events, "metadata": {} }));
         let answer: IngestionAnswer = http::json(&self.langfuse.http().attempt(request).await?)?;
         Ok(bodies

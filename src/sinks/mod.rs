@@ -12,12 +12,12 @@ use std::{fmt::Debug, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
+pub use crate::util::plugin::BuildError;
 use crate::{
     connections::Connections,
     model::{AlertEvent, Score},
     util::{http::Http, plugin::Kind},
 };
-pub use crate::util::plugin::BuildError;
 
 pub type SinkKind = Kind<dyn SinkConfig>;
 inventory::collect!(SinkKind);

@@ -12,12 +12,12 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+pub use crate::util::plugin::BuildError;
 use crate::{
     connections::Connections,
     model::Trace,
     util::{http::Http, plugin::Kind},
 };
-pub use crate::util::plugin::BuildError;
 
 pub type SourceKind = Kind<dyn SourceConfig>;
 inventory::collect!(SourceKind);

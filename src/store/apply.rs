@@ -5,8 +5,7 @@ use std::collections::HashMap;
 use sqlx::SqliteConnection;
 
 use super::{
-    DrawBatch, Fate, ItemOutcome, NewScore, NoticeEnd, RunRow, SentBatch,
-    retention,
+    DrawBatch, Fate, ItemOutcome, NewScore, NoticeEnd, RunRow, SentBatch, retention,
     writer::{FinishedRun, Reply, Write},
 };
 use crate::model::Outcome;
@@ -46,7 +45,7 @@ pub(super) async fn apply(db: &mut SqliteConnection, names: &mut Names, write: &
         Write::Sent(batch) => sent(db, batch).await?,
         Write::Notice { id, end } => notice(db, *id, end).await?,
         Write::Retain(retention) => retention::retain(db, retention).await?,
-        Write::Checkpoint => 0,
+        Write::Checkpoint | Write::Close => 0,
     };
     Ok(Reply { changed })
 }
@@ -54,14 +53,24 @@ pub(super) async fn apply(db: &mut SqliteConnection, names: &mut Names, write: &
 async fn begin_run(db: &mut SqliteConnection, names: &mut Names, run: &RunRow) -> Result<u64, sqlx::Error> {
     let monitor = names.monitor(db, &run.monitor).await?;
     let sql = "INSERT INTO runs (id, monitor, slot_us, trigger, status, seed, publish, started_us) VALUES ($1, $2, $3, $4, 'running', $5, $6, $7) ON CONFLICT (id) DO NOTHING";
-    let done = sqlx::query(sql).bind(&run.id).bind(monitor).bind(run.slot_us).bind(run.trigger.name()).bind(run.seed).bind(run.publish).bind(run.started_us).execute(db).await?;
+    let done = sqlx::query(sql)
+        .bind(&run.id)
+        .bind(monitor)
+        .bind(run.slot_us)
+        .bind(run.trigger.name())
+        .bind(run.seed)
+        .bind(run.publish)
+        .bind(run.started_us)
+        .execute(db)
+        .await?;
     Ok(done.rows_affected())
 }
 
 async fn draw(db: &mut SqliteConnection, names: &mut Names, batch: &DrawBatch) -> Result<u64, sqlx::Error> {
     let monitor = names.monitor(db, &batch.monitor).await?;
     for item in &batch.items {
-        let sql = "INSERT INTO items (key, monitor, item_id, item_us, decision, reason, run_id, seen_us, decided_us) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)
+        let sql =
+            "INSERT INTO items (key, monitor, item_id, item_us, decision, reason, run_id, seen_us, decided_us) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)
             ON CONFLICT (key) DO NOTHING";
         let done = sqlx::query(sql)
             .bind(item.key.0.as_slice())
@@ -102,7 +111,11 @@ async fn item_outcome(db: &mut SqliteConnection, names: &mut Names, outcome: &It
         if matches!(score.outcome, Outcome::Scored { .. }) {
             for queue in outcome.queues.iter() {
                 let queue = names.queue(db, queue).await?;
-                sqlx::query("INSERT INTO outbox (queue, score) VALUES ($1, $2) ON CONFLICT (score, queue) DO NOTHING").bind(queue).bind(row).execute(&mut *db).await?;
+                sqlx::query("INSERT INTO outbox (queue, score) VALUES ($1, $2) ON CONFLICT (score, queue) DO NOTHING")
+                    .bind(queue)
+                    .bind(row)
+                    .execute(&mut *db)
+                    .await?;
             }
         }
     }
@@ -187,7 +200,15 @@ async fn finish_run(db: &mut SqliteConnection, names: &mut Names, run: &Finished
     for alert in &run.alerts {
         let sql = "INSERT INTO alerts (monitor, name, state, reason, memory, updated_us) VALUES ($1, $2, $3, $4, $5, $6)
             ON CONFLICT (monitor, name) DO UPDATE SET state = excluded.state, reason = excluded.reason, memory = excluded.memory, updated_us = excluded.updated_us";
-        sqlx::query(sql).bind(monitor).bind(&alert.name).bind(alert.state.as_str()).bind(&alert.reason).bind(&alert.memory).bind(run.at_us).execute(&mut *db).await?;
+        sqlx::query(sql)
+            .bind(monitor)
+            .bind(&alert.name)
+            .bind(alert.state.as_str())
+            .bind(&alert.reason)
+            .bind(&alert.memory)
+            .bind(run.at_us)
+            .execute(&mut *db)
+            .await?;
     }
     for notice in &run.notices {
         let sql = "INSERT INTO notices (fingerprint, route, event, created_us) VALUES ($1, $2, $3, $4)";
@@ -204,9 +225,20 @@ async fn sent(db: &mut SqliteConnection, batch: &SentBatch) -> Result<u64, sqlx:
     for (id, fate) in &batch.fates {
         match fate {
             Fate::Delivered => {
-                sqlx::query("UPDATE outbox SET state = 1, attempts = attempts + 1, error = NULL, delivered_us = $1 WHERE id = $2").bind(batch.at_us).bind(id).execute(&mut *db).await?
+                sqlx::query("UPDATE outbox SET state = 1, attempts = attempts + 1, error = NULL, delivered_us = $1 WHERE id = $2")
+                    .bind(batch.at_us)
+                    .bind(id)
+                    .execute(&mut *db)
+                    .await?
             }
-            Fate::Dead(error) => sqlx::query("UPDATE outbox SET state = 2, attempts = attempts + 1, error = $1, next_us = $2 WHERE id = $3").bind(error).bind(batch.at_us).bind(id).execute(&mut *db).await?,
+            Fate::Dead(error) => {
+                sqlx::query("UPDATE outbox SET state = 2, attempts = attempts + 1, error = $1, next_us = $2 WHERE id = $3")
+                    .bind(error)
+                    .bind(batch.at_us)
+                    .bind(id)
+                    .execute(&mut *db)
+                    .await?
+            }
             Fate::Again(failure) => {
                 let sql = "UPDATE outbox SET attempts = attempts + 1, next_us = $1, error = $2 WHERE id = $3";
                 sqlx::query(sql).bind(failure.next_us).bind(&failure.error).bind(id).execute(&mut *db).await?
@@ -219,9 +251,15 @@ async fn sent(db: &mut SqliteConnection, batch: &SentBatch) -> Result<u64, sqlx:
 async fn notice(db: &mut SqliteConnection, id: i64, end: &NoticeEnd) -> Result<u64, sqlx::Error> {
     let done = match end {
         NoticeEnd::Delivered { thread } => {
-            sqlx::query("UPDATE notices SET state = 1, attempts = attempts + 1, error = NULL, thread = $1 WHERE id = $2").bind(thread.as_deref()).bind(id).execute(db).await?
+            sqlx::query("UPDATE notices SET state = 1, attempts = attempts + 1, error = NULL, thread = $1 WHERE id = $2")
+                .bind(thread.as_deref())
+                .bind(id)
+                .execute(db)
+                .await?
         }
-        NoticeEnd::Dead(error) => sqlx::query("UPDATE notices SET state = 2, attempts = attempts + 1, error = $1 WHERE id = $2").bind(error).bind(id).execute(db).await?,
+        NoticeEnd::Dead(error) => {
+            sqlx::query("UPDATE notices SET state = 2, attempts = attempts + 1, error = $1 WHERE id = $2").bind(error).bind(id).execute(db).await?
+        }
         NoticeEnd::Again(failure) => {
             let sql = "UPDATE notices SET attempts = attempts + 1, next_us = $1, error = $2 WHERE id = $3";
             sqlx::query(sql).bind(failure.next_us).bind(&failure.error).bind(id).execute(db).await?

@@ -158,7 +158,15 @@ impl Store {
     ///
     /// # Errors
     /// `Closed`.
-    pub async fn finish_run(&self, run_id: String, new_items: u64, report: crate::model::RunReport, at_us: i64, alerts: Vec<AlertRow>, notices: Vec<NewNotice>) -> Result<(), Closed> {
+    pub async fn finish_run(
+        &self,
+        run_id: String,
+        new_items: u64,
+        report: crate::model::RunReport,
+        at_us: i64,
+        alerts: Vec<AlertRow>,
+        notices: Vec<NewNotice>,
+    ) -> Result<(), Closed> {
         self.write(Write::FinishRun(Box::new(writer::FinishedRun { run_id, new_items, report, at_us, alerts, notices }))).await.map(|_| ())
     }
 
@@ -184,6 +192,14 @@ impl Store {
     /// `Closed`.
     pub async fn retain(&self, retention: Retention) -> Result<u64, Closed> {
         Ok(self.write(Write::Retain(retention)).await?.changed)
+    }
+
+    /// Ends the writer once all that was written before is on disk. Later writes answer `Closed`.
+    ///
+    /// # Errors
+    /// `Closed`: it has ended already.
+    pub async fn close(&self) -> Result<(), Closed> {
+        self.write(Write::Close).await.map(|_| ())
     }
 
     /// Moves the write-ahead log into the database file.

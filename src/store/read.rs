@@ -131,7 +131,8 @@ impl Store {
                 list.push('"');
             }
             list.push(']');
-            let rows: Vec<Vec<u8>> = sqlx::query_scalar("SELECT key FROM items WHERE key IN (SELECT unhex(value) FROM json_each($1))").bind(list).fetch_all(&self.read).await?;
+            let rows: Vec<Vec<u8>> =
+                sqlx::query_scalar("SELECT key FROM items WHERE key IN (SELECT unhex(value) FROM json_each($1))").bind(list).fetch_all(&self.read).await?;
             known.extend(rows.into_iter().filter_map(|row| row.try_into().ok().map(ItemKey)));
         }
         Ok(known)
@@ -140,7 +141,11 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn watermark(&self, monitor: &str, source_key: &str) -> Result<Option<i64>> {
-        sqlx::query_scalar(sql(format!("SELECT at_us FROM watermarks WHERE monitor = {MONITOR} AND source_key = $2"))).bind(monitor).bind(source_key).fetch_optional(&self.read).await
+        sqlx::query_scalar(sql(format!("SELECT at_us FROM watermarks WHERE monitor = {MONITOR} AND source_key = $2")))
+            .bind(monitor)
+            .bind(source_key)
+            .fetch_optional(&self.read)
+            .await
     }
 
     /// Runs that began and did not finish, oldest first.
@@ -148,7 +153,9 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn open_runs(&self) -> Result<Vec<RunRow>> {
-        let rows = sqlx::query("SELECT r.*, m.name FROM runs r JOIN monitors m ON m.id = r.monitor WHERE r.status = 'running' ORDER BY r.started_us").fetch_all(&self.read).await?;
+        let rows = sqlx::query("SELECT r.*, m.name FROM runs r JOIN monitors m ON m.id = r.monitor WHERE r.status = 'running' ORDER BY r.started_us")
+            .fetch_all(&self.read)
+            .await?;
         rows.iter().map(run).collect()
     }
 
@@ -167,11 +174,12 @@ impl Store {
     /// # Errors
     /// The database's; a report that no longer reads is left out.
     pub async fn last_reports(&self, monitor: &str, n: u32) -> Result<Vec<RunReport>> {
-        let rows: Vec<String> = sqlx::query_scalar(sql(format!("SELECT report FROM runs WHERE monitor = {MONITOR} AND report IS NOT NULL ORDER BY started_us DESC LIMIT $2")))
-            .bind(monitor)
-            .bind(n)
-            .fetch_all(&self.read)
-            .await?;
+        let rows: Vec<String> =
+            sqlx::query_scalar(sql(format!("SELECT report FROM runs WHERE monitor = {MONITOR} AND report IS NOT NULL ORDER BY started_us DESC LIMIT $2")))
+                .bind(monitor)
+                .bind(n)
+                .fetch_all(&self.read)
+                .await?;
         Ok(rows.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
     }
 
@@ -180,10 +188,12 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn first_run_and_last_item(&self, monitor: &str) -> Result<(Option<i64>, Option<i64>)> {
-        let row = sqlx::query(sql(format!("SELECT min(started_us) AS first, max(CASE WHEN new_items > 0 THEN finished_us END) AS last FROM runs WHERE monitor = {MONITOR}")))
-            .bind(monitor)
-            .fetch_one(&self.read)
-            .await?;
+        let row = sqlx::query(sql(format!(
+            "SELECT min(started_us) AS first, max(CASE WHEN new_items > 0 THEN finished_us END) AS last FROM runs WHERE monitor = {MONITOR}"
+        )))
+        .bind(monitor)
+        .fetch_one(&self.read)
+        .await?;
         Ok((row.try_get("first")?, row.try_get("last")?))
     }
 
@@ -238,7 +248,8 @@ impl Store {
         );
         let row = sqlx::query(sql(text)).bind(monitor).bind(metric).bind(since.value()).fetch_one(&self.read).await?;
         let count = |name: &str| -> Result<u64> { Ok(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or(0)) };
-        let mut tally = Tally { with_verdict: count("verdicts")?, passed: count("passed")?, failed: count("failed")?, cost_usd: row.try_get("cost")?, ..Tally::default() };
+        let mut tally =
+            Tally { with_verdict: count("verdicts")?, passed: count("passed")?, failed: count("failed")?, cost_usd: row.try_get("cost")?, ..Tally::default() };
         if values {
             let text = format!("SELECT value {window} AND outcome = 'scored'");
             tally.values = sqlx::query_scalar(sql(text)).bind(monitor).bind(metric).bind(since.value()).fetch_all(&self.read).await?;
@@ -255,7 +266,9 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn judgements(&self, monitor: &str, since_us: i64) -> Result<(u64, u64)> {
-        let text = format!("SELECT coalesce(sum(outcome = 'scored'), 0), coalesce(sum(outcome = 'failed'), 0) FROM scores WHERE monitor = {MONITOR} AND created_us >= $2");
+        let text = format!(
+            "SELECT coalesce(sum(outcome = 'scored'), 0), coalesce(sum(outcome = 'failed'), 0) FROM scores WHERE monitor = {MONITOR} AND created_us >= $2"
+        );
         let (scored, failed): (i64, i64) = sqlx::query_as(sql(text)).bind(monitor).bind(since_us).fetch_one(&self.read).await?;
         Ok((u64::try_from(scored).unwrap_or(0), u64::try_from(failed).unwrap_or(0)))
     }
@@ -264,7 +277,14 @@ impl Store {
     ///
     /// # Errors
     /// The database's.
-    pub async fn worst(&self, monitor: &str, metric: &str, since: &Since, higher_is_better: bool, n: u32) -> Result<Vec<(String, f64, String, Option<String>)>> {
+    pub async fn worst(
+        &self,
+        monitor: &str,
+        metric: &str,
+        since: &Since,
+        higher_is_better: bool,
+        n: u32,
+    ) -> Result<Vec<(String, f64, String, Option<String>)>> {
         let order = if higher_is_better { "ASC" } else { "DESC" };
         let text = format!(
             "SELECT item_id, value, reason, url FROM scores WHERE monitor = {MONITOR} AND metric = $2 AND {} AND outcome = 'scored' ORDER BY value {order}, created_us DESC LIMIT $4",
@@ -287,7 +307,9 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn dead_rows(&self, monitor: &str, since_us: i64) -> Result<(u64, u64)> {
-        let text = format!("SELECT coalesce(sum(o.next_us >= $2), 0), count(*) FROM outbox o JOIN scores s ON s.id = o.score WHERE o.state = 2 AND s.monitor = {MONITOR}");
+        let text = format!(
+            "SELECT coalesce(sum(o.next_us >= $2), 0), count(*) FROM outbox o JOIN scores s ON s.id = o.score WHERE o.state = 2 AND s.monitor = {MONITOR}"
+        );
         let (new, all): (i64, i64) = sqlx::query_as(sql(text)).bind(monitor).bind(since_us).fetch_one(&self.read).await?;
         Ok((u64::try_from(new).unwrap_or(0), u64::try_from(all).unwrap_or(0)))
     }
@@ -302,8 +324,12 @@ impl Store {
         let rows = sqlx::query(text).bind(queue).bind(now_us).bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.read).await?;
         rows.iter()
             .map(|row| {
-                let delivery =
-                    Delivery { score: score(row)?, data_type: row.try_get("data_type")?, observation_id: row.try_get("observation_id")?, environment: row.try_get("environment")? };
+                let delivery = Delivery {
+                    score: score(row)?,
+                    data_type: row.try_get("data_type")?,
+                    observation_id: row.try_get("observation_id")?,
+                    environment: row.try_get("environment")?,
+                };
                 Ok(Due { outbox_id: row.try_get("outbox_id")?, attempts: u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(u32::MAX), delivery })
             })
             .collect()
@@ -314,7 +340,10 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn next_due(&self, queue: &str) -> Result<Option<i64>> {
-        sqlx::query_scalar("SELECT min(next_us) FROM outbox WHERE state = 0 AND queue = (SELECT id FROM queues WHERE name = $1)").bind(queue).fetch_one(&self.read).await
+        sqlx::query_scalar("SELECT min(next_us) FROM outbox WHERE state = 0 AND queue = (SELECT id FROM queues WHERE name = $1)")
+            .bind(queue)
+            .fetch_one(&self.read)
+            .await
     }
 
     /// Delivered and waiting rows of one run, by queue.
@@ -372,7 +401,10 @@ impl Store {
                 (SELECT max(finished_us) FROM runs WHERE monitor = {MONITOR} AND status IN ('succeeded', 'partial')) AS success"
         );
         let row = sqlx::query(sql(text)).bind(monitor).fetch_one(&self.read).await?;
-        let alerts = sqlx::query_as(sql(format!("SELECT name, state, reason FROM alerts WHERE monitor = {MONITOR} ORDER BY name"))).bind(monitor).fetch_all(&self.read).await?;
+        let alerts = sqlx::query_as(sql(format!("SELECT name, state, reason FROM alerts WHERE monitor = {MONITOR} ORDER BY name")))
+            .bind(monitor)
+            .fetch_all(&self.read)
+            .await?;
         Ok(MonitorStatus {
             last_run: self.last_reports(monitor, 1).await?.pop(),
             last_success_us: row.try_get("success")?,
@@ -385,12 +417,22 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn item_life(&self, monitor: &str, item_id: &str) -> Result<Vec<ItemLife>> {
-        let rows = sqlx::query(sql(format!("SELECT * FROM items WHERE monitor = {MONITOR} AND item_id = $2 ORDER BY seen_us"))).bind(monitor).bind(item_id).fetch_all(&self.read).await?;
+        let rows = sqlx::query(sql(format!("SELECT * FROM items WHERE monitor = {MONITOR} AND item_id = $2 ORDER BY seen_us")))
+            .bind(monitor)
+            .bind(item_id)
+            .fetch_all(&self.read)
+            .await?;
         let mut lives = Vec::new();
         for row in &rows {
             let item: i64 = row.try_get("id")?;
-            let events = sqlx::query_as("SELECT at_us, decision, reason, run_id FROM item_events WHERE item = $1 ORDER BY at_us").bind(item).fetch_all(&self.read).await?;
-            let scores = sqlx::query("SELECT s.*, m.name AS monitor_name FROM scores s JOIN monitors m ON m.id = s.monitor WHERE s.item = $1 ORDER BY s.id").bind(item).fetch_all(&self.read).await?;
+            let events = sqlx::query_as("SELECT at_us, decision, reason, run_id FROM item_events WHERE item = $1 ORDER BY at_us")
+                .bind(item)
+                .fetch_all(&self.read)
+                .await?;
+            let scores = sqlx::query("SELECT s.*, m.name AS monitor_name FROM scores s JOIN monitors m ON m.id = s.monitor WHERE s.item = $1 ORDER BY s.id")
+                .bind(item)
+                .fetch_all(&self.read)
+                .await?;
             let text = "SELECT s.metric, q.name, o.state, o.delivered_us, o.error FROM outbox o JOIN scores s ON s.id = o.score JOIN queues q ON q.id = o.queue WHERE s.item = $1 ORDER BY o.id";
             let deliveries = sqlx::query_as(text).bind(item).fetch_all(&self.read).await?;
             lives.push(ItemLife {
@@ -438,7 +480,9 @@ impl Since {
     fn condition(&self) -> &'static str {
         match self {
             Self::Time(_) => "created_us >= CAST($3 AS INTEGER)",
-            Self::Runs(_) => "run_id IN (SELECT id FROM runs WHERE monitor = (SELECT id FROM monitors WHERE name = $1) ORDER BY started_us DESC LIMIT CAST($3 AS INTEGER))",
+            Self::Runs(_) => {
+                "run_id IN (SELECT id FROM runs WHERE monitor = (SELECT id FROM monitors WHERE name = $1) ORDER BY started_us DESC LIMIT CAST($3 AS INTEGER))"
+            }
             Self::Run(_) => "run_id = $3",
         }
     }

@@ -28,7 +28,14 @@ pub(super) async fn retain(db: &mut SqliteConnection, retention: &Retention) -> 
           AND CASE WHEN i.decision = 'scored' THEN i.decided_us < $1 AND NOT EXISTS (SELECT 1 FROM scores s WHERE s.item = i.id)
               ELSE i.item_us < (SELECT min(at_us) FROM watermarks w WHERE w.monitor = i.monitor) - $2 AND i.seen_us < $3 END
         ORDER BY i.id LIMIT $4)";
-    gone += sqlx::query(sql).bind(scores_before).bind(retention.decisions_behind_us).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
+    gone += sqlx::query(sql)
+        .bind(scores_before)
+        .bind(retention.decisions_behind_us)
+        .bind(retention.runs_before_us)
+        .bind(limit)
+        .execute(&mut *db)
+        .await?
+        .rows_affected();
     let sql = "DELETE FROM item_events WHERE rowid IN (SELECT e.rowid FROM item_events e LEFT JOIN items i ON i.id = e.item WHERE i.id IS NULL LIMIT $1)";
     gone += sqlx::query(sql).bind(limit).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE started_us < $1 AND status <> 'running' LIMIT $2)";

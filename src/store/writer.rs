@@ -37,9 +37,14 @@ pub(super) enum Write {
     Outcome(Box<ItemOutcome>),
     FinishRun(Box<FinishedRun>),
     Sent(SentBatch),
-    Notice { id: i64, end: NoticeEnd },
+    Notice {
+        id: i64,
+        end: NoticeEnd,
+    },
     Retain(Retention),
     Checkpoint,
+    /// The last one.
+    Close,
 }
 
 pub(super) struct FinishedRun {
@@ -66,15 +71,19 @@ impl Writer {
         Self { options, connection: Some(connection), requests, health, names: Names::default() }
     }
 
-    /// Serves writes until every [`super::Store`] handle is gone, then closes the file. Never gives a write up: while
+    /// Serves writes until it is told to close or every [`super::Store`] handle is gone, then closes the file. Never gives a write up: while
     /// the database refuses, the batch is held and tried again.
     pub async fn run(mut self) {
         let mut batch = Vec::with_capacity(BATCH);
         while self.requests.recv_many(&mut batch, BATCH).await > 0 {
             let replies = self.commit(&batch).await;
+            let last = batch.iter().any(|request| matches!(request.write, Write::Close));
             for (request, reply) in batch.drain(..).zip(replies) {
                 // A caller that went away (a run that timed out) has no use for the answer.
                 let _ = request.reply.send(reply);
+            }
+            if last {
+                break;
             }
         }
         if let Some(connection) = self.connection.take()

@@ -22,9 +22,15 @@ pub fn run_finished(report: &RunReport, now_secs: f64) {
     }
     let (run, slot, counts, error) = (&report.run_id, report.slot, report.counts, report.error.as_deref().unwrap_or_default());
     match report.status {
-        RunStatus::Failed => tracing::error!(%run, monitor = %report.monitor, %slot, status, scored = counts.scored, failed = counts.failed, error, "run failed"),
-        RunStatus::Partial => tracing::warn!(%run, monitor = %report.monitor, %slot, status, scored = counts.scored, failed = counts.failed, deferred = counts.deferred, error, "run finished in part"),
-        _ => tracing::info!(%run, monitor = %report.monitor, %slot, status, fetched = counts.fetched, duplicate = counts.duplicate, scored = counts.scored, "run finished"),
+        RunStatus::Failed => {
+            tracing::error!(%run, monitor = %report.monitor, %slot, status, scored = counts.scored, failed = counts.failed, error, "run failed")
+        }
+        RunStatus::Partial => {
+            tracing::warn!(%run, monitor = %report.monitor, %slot, status, scored = counts.scored, failed = counts.failed, deferred = counts.deferred, error, "run finished in part")
+        }
+        _ => {
+            tracing::info!(%run, monitor = %report.monitor, %slot, status, fetched = counts.fetched, duplicate = counts.duplicate, scored = counts.scored, "run finished")
+        }
     }
 }
 

@@ -8,7 +8,10 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use reqwest::{RequestBuilder, StatusCode, header::HeaderMap};
 
-use super::{backoff::{self, Policy}, text};
+use super::{
+    backoff::{self, Policy},
+    text,
+};
 
 /// An answer below 400, read whole.
 #[derive(Debug, Clone)]
@@ -121,7 +124,12 @@ impl Http {
         let body = body.freeze();
         if status.as_u16() >= 400 {
             let retry_after = retry_after(&headers);
-            return Err(HttpError::Status { status: status.as_u16(), body: text::one_line(&String::from_utf8_lossy(&body), 500), retry_after, headers: Box::new(headers) });
+            return Err(HttpError::Status {
+                status: status.as_u16(),
+                body: text::one_line(&String::from_utf8_lossy(&body), 500),
+                retry_after,
+                headers: Box::new(headers),
+            });
         }
         Ok(Answer { status, headers, body })
     }
@@ -133,7 +141,11 @@ impl Http {
     ///
     /// # Errors
     /// The last attempt's.
-    pub async fn send<T>(&self, mut make: impl FnMut() -> RequestBuilder + Send, mut read: impl FnMut(Answer) -> Result<T, HttpError> + Send) -> Result<T, HttpError> {
+    pub async fn send<T>(
+        &self,
+        mut make: impl FnMut() -> RequestBuilder + Send,
+        mut read: impl FnMut(Answer) -> Result<T, HttpError> + Send,
+    ) -> Result<T, HttpError> {
         let started = tokio::time::Instant::now();
         for attempt in 1.. {
             let error = match self.attempt(make()).await.and_then(&mut read) {

@@ -26,7 +26,13 @@ pub fn parse<T: DeserializeOwned>(node: &Node, faults: &mut Vec<Fault>) -> Optio
 }
 
 /// Reads a block with a `type`: the kind's name and its settings, without `type` and the `common` keys.
-pub fn read_block<C: ?Sized>(node: &Node, common: &[&str], kinds: Vec<&'static Kind<C>>, family: &str, faults: &mut Vec<Fault>) -> Option<(&'static str, Box<C>)> {
+pub fn read_block<C: ?Sized>(
+    node: &Node,
+    common: &[&str],
+    kinds: Vec<&'static Kind<C>>,
+    family: &str,
+    faults: &mut Vec<Fault>,
+) -> Option<(&'static str, Box<C>)> {
     let Some(map) = node.as_map() else {
         faults.push(Fault::new(&node.at, format!("a {family} is a mapping with a `type`, found {}", node.describe())));
         return None;

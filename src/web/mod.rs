@@ -56,7 +56,11 @@ async fn authorised(State(web): State<Web>, ConnectInfo(client): ConnectInfo<Soc
             given.is_some_and(|given| blake3::hash(given.as_bytes()) == blake3::hash(token.expose_secret().as_bytes()))
         }
     };
-    if allowed { next.run(request).await } else { (StatusCode::UNAUTHORIZED, "a bearer token is needed; without `auth` only loopback clients are served\n").into_response() }
+    if allowed {
+        next.run(request).await
+    } else {
+        (StatusCode::UNAUTHORIZED, "a bearer token is needed; without `auth` only loopback clients are served\n").into_response()
+    }
 }
 
 async fn readyz(State(web): State<Web>) -> Response {

@@ -10,10 +10,13 @@ use crate::{
 };
 
 fn alerting() -> Value {
-    with(quick(), json!({
-        "alerts": [{ "name": "helpful-low", "metric": "helpful", "when": "mean < 0.8", "over": "24h", "min_samples": 10, "severity": "critical",
-                     "notify": [{ "slack": "#llm-alerts" }] }],
-    }))
+    with(
+        quick(),
+        json!({
+            "alerts": [{ "name": "helpful-low", "metric": "helpful", "when": "mean < 0.8", "over": "24h", "min_samples": 10, "severity": "critical",
+                         "notify": [{ "slack": "#llm-alerts" }] }],
+        }),
+    )
 }
 
 /// Low scores for twenty traces, high ones for all that come later.
@@ -49,7 +52,10 @@ async fn an_alert_fires_once_and_resolves_in_its_thread() {
     site.until("the message to be edited and answered", |world| !world.slack.updates().is_empty() && !world.slack.replies().is_empty()).await;
     site.more_runs("m", 2).await;
     let (updates, replies) = (site.world.slack.updates(), site.world.slack.replies());
-    assert!(updates.iter().all(|update| update["ts"] == message["ts"]) && updates.last().unwrap().to_string().to_lowercase().contains("resolved"), "{updates:?}");
+    assert!(
+        updates.iter().all(|update| update["ts"] == message["ts"]) && updates.last().unwrap().to_string().to_lowercase().contains("resolved"),
+        "{updates:?}"
+    );
     assert_eq!((replies.len(), &replies[0]["thread_ts"]), (1, &message["ts"]), "{replies:?}");
     assert_eq!(site.world.slack.messages().len(), 1);
 }
@@ -96,7 +102,8 @@ async fn an_alert_waits_for_enough_samples_and_for_runs_in_a_row() {
     site.world.llm.verdict(|_| 0.25);
     let spec = with(langfuse(), json!({ "alerts": [{ "name": "low", "metric": "helpful", "when": "mean < 0.8", "min_samples": 10, "for": 2 }] }));
     site.monitor("m", &spec);
-    let state = |report: &Value| report["alerts"].as_array().unwrap().iter().find(|alert| alert["name"] == "low").unwrap()["state"].as_str().unwrap().to_owned();
+    let state =
+        |report: &Value| report["alerts"].as_array().unwrap().iter().find(|alert| alert["name"] == "low").unwrap()["state"].as_str().unwrap().to_owned();
     assert_eq!(state(&site.once("m").await), "insufficient");
     site.world.langfuse.add_many("more", 10, SignedDuration::from_mins(30), SignedDuration::from_mins(20));
     assert_eq!(state(&site.once("m").await), "pending");

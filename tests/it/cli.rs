@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use assayd::util::yaml;
 use serde_json::{Value, json};
 
 use crate::{
@@ -116,8 +115,27 @@ async fn scores_are_exported_as_lines_and_as_a_table() {
     let rows = site.export(&["--monitor", "answers"]).await;
     assert_eq!((rows.len(), site.export(&[]).await.len()), (200, 210));
     for key in [
-        "score_id", "run_id", "monitor", "metric", "metric_revision", "item_id", "trace_id", "item_timestamp", "outcome", "value", "raw", "label", "passed", "reason", "provider", "model",
-        "input_tokens", "output_tokens", "cost_usd", "latency_ms", "created_at",
+        "score_id",
+        "run_id",
+        "monitor",
+        "metric",
+        "metric_revision",
+        "item_id",
+        "trace_id",
+        "item_timestamp",
+        "outcome",
+        "value",
+        "raw",
+        "label",
+        "passed",
+        "reason",
+        "provider",
+        "model",
+        "input_tokens",
+        "output_tokens",
+        "cost_usd",
+        "latency_ms",
+        "created_at",
     ] {
         assert!(rows.iter().all(|row| row.get(key).is_some()), "no {key} in {}", rows[0]);
     }
@@ -206,7 +224,9 @@ async fn variables_are_filled_in_after_parsing() {
     demo(&site);
     site.env.push(("TRICKY".to_owned(), "x: [1, {".to_owned()));
     site.env.push(("N".to_owned(), "3".to_owned()));
-    site.write("monitors/m.yaml", r#"
+    site.write(
+        "monitors/m.yaml",
+        r#"
 name: m
 description: "${TRICKY}"
 labels: { price: "$$5", team: "${TEAM:-support}" }
@@ -219,7 +239,8 @@ metrics:
     model: judge
     output: { kind: boolean }
     prompt: "Costs ${N}: {{ input }}"
-"#);
+"#,
+    );
     site.run(&["validate"]).await.expect(0);
     assert_eq!(site.once("m").await["counts"]["scored"], 3);
     assert!(site.world.llm.prompts().iter().all(|prompt| prompt.contains("${N}")), "nothing is filled into a prompt");
@@ -265,9 +286,9 @@ async fn every_shipped_monitor_fits_the_schema_for_editors() {
     let schema = site.run(&["schema", "monitor"]).await.expect(0).json();
     let validator = jsonschema::validator_for(&schema).unwrap();
     for path in shipped() {
-        let text = std::fs::read(&path).unwrap();
-        for document in yaml::parse(&path.to_string_lossy(), &text).unwrap() {
-            let value: Value = yaml::read(&document, &mut Vec::new()).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        for document in assayd::util::yaml::parse(&path.display().to_string(), text.as_bytes()).unwrap() {
+            let value: Value = assayd::util::yaml::read(&document, &mut Vec::new()).unwrap_or_else(|| panic!("{}", path.display()));
             let faults: Vec<String> = validator.iter_errors(&value).map(|error| format!("{}: {error}", error.instance_path())).collect();
             assert!(faults.is_empty(), "{}: {faults:?}", path.display());
         }

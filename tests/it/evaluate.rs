@@ -55,10 +55,13 @@ async fn heuristics_judge_as_documented() {
         metric("number", json!({ "type": "expression", "value": "0.25", "threshold": 0.5 })),
         metric("lower", json!({ "type": "expression", "value": "0.25", "threshold": 0.5, "higher_is_better": false })),
     ]);
-    site.monitor("m", &json!({
-        "schedule": { "every": "1h" }, "source": { "type": "file", "path": "a.jsonl", "settle": "0s" },
-        "extract": { "expected": "{{ trace.right }}" }, "metrics": metrics,
-    }));
+    site.monitor(
+        "m",
+        &json!({
+            "schedule": { "every": "1h" }, "source": { "type": "file", "path": "a.jsonl", "settle": "0s" },
+            "extract": { "expected": "{{ trace.right }}" }, "metrics": metrics,
+        }),
+    );
     site.once("m").await;
     let rows = site.export(&[]).await;
     let row = |name: &str| rows.iter().find(|row| row["metric"] == name).unwrap_or_else(|| panic!("no {name} in {rows:?}"));
@@ -79,7 +82,11 @@ async fn heuristics_judge_as_documented() {
     ] {
         assert_eq!(row(name)["passed"], passed, "{}", row(name));
     }
-    assert!(rows.iter().all(|row| row["outcome"] == "scored" && (0.0..=1.0).contains(&row["value"].as_f64().unwrap()) && !row["reason"].as_str().unwrap().is_empty()), "{rows:?}");
+    assert!(
+        rows.iter()
+            .all(|row| row["outcome"] == "scored" && (0.0..=1.0).contains(&row["value"].as_f64().unwrap()) && !row["reason"].as_str().unwrap().is_empty()),
+        "{rows:?}"
+    );
     assert!(row("distance")["value"].as_f64().unwrap() < 0.5);
 }
 

@@ -37,13 +37,17 @@ async fn real_answers_from_a_file_are_drawn_and_judged_without_a_model() {
 #[tokio::test]
 async fn a_growing_file_is_followed() {
     let site = Site::new().await;
-    let line = |i: i64| format!("{}\n", json!({ "key": format!("k{i}"), "at": (Timestamp::now() - minutes(60 - i)).to_string(), "input": "q", "output": "fine" }));
+    let line =
+        |i: i64| format!("{}\n", json!({ "key": format!("k{i}"), "at": (Timestamp::now() - minutes(60 - i)).to_string(), "input": "q", "output": "fine" }));
     site.write("grows.jsonl", (0..5).map(line).collect::<String>());
-    site.monitor("m", &json!({
-        "schedule": { "every": "1h" },
-        "source": { "type": "file", "path": "grows.jsonl", "id_field": "key", "timestamp_field": "at", "settle": "0s" },
-        "metrics": [short()],
-    }));
+    site.monitor(
+        "m",
+        &json!({
+            "schedule": { "every": "1h" },
+            "source": { "type": "file", "path": "grows.jsonl", "id_field": "key", "timestamp_field": "at", "settle": "0s" },
+            "metrics": [short()],
+        }),
+    );
     assert_eq!(count(&site.once("m").await, "scored"), 5);
     site.write("grows.jsonl", (0..9).map(line).collect::<String>());
     assert_eq!(count(&site.once("m").await, "scored"), 4);
@@ -53,7 +57,8 @@ async fn a_growing_file_is_followed() {
 #[tokio::test]
 async fn a_broken_line_is_an_outcome_with_its_number_and_the_others_are_judged() {
     let site = Site::new().await;
-    let good = |i: i64| json!({ "id": format!("g{i}"), "timestamp": (Timestamp::now() - minutes(50 - i)).to_string(), "input": "q", "output": "fine" }).to_string();
+    let good =
+        |i: i64| json!({ "id": format!("g{i}"), "timestamp": (Timestamp::now() - minutes(50 - i)).to_string(), "input": "q", "output": "fine" }).to_string();
     site.write("lines.jsonl", [good(1), "{ this is not json".to_owned(), good(2), "[1, 2]".to_owned(), good(3)].join("\n"));
     site.monitor("m", &json!({ "schedule": { "every": "1h" }, "source": { "type": "file", "path": "lines.jsonl", "settle": "0s" }, "metrics": [short()] }));
     let report = site.once("m").await;

@@ -74,7 +74,16 @@ async fn a_broken_file_keeps_the_last_good_version_and_says_so() {
     site.until("the last good version to go on", |world| world.langfuse.scored("good") == 2).await;
     let status = site.run(&["status"]).await.said();
     assert!(status.contains("monitors/m.yaml") && status.contains("intervall"), "{status}");
-    let failed: f64 = site.get("/metrics").await.unwrap().lines().filter(|line| line.starts_with("assayd_config_reloads_total") && !line.contains("\"succeeded\"") && !line.contains("\"success\"") && !line.contains("\"ok\"")).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
+    let failed: f64 = site
+        .get("/metrics")
+        .await
+        .unwrap()
+        .lines()
+        .filter(|line| {
+            line.starts_with("assayd_config_reloads_total") && !line.contains("\"succeeded\"") && !line.contains("\"success\"") && !line.contains("\"ok\"")
+        })
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum();
     assert!(failed >= 1.0, "a refused reload is counted");
     site.monitor("m", &marked("mended"));
     site.wait_within(SOON, "the fault to be gone", async || !site.run(&["status"]).await.said().contains("intervall")).await;
@@ -195,7 +204,10 @@ async fn sighup_reloads() {
 async fn defaults_and_environment_of_a_folder_reach_its_monitors() {
     let site = Site::new().await;
     fresh(&site, "a");
-    site.write("monitors/support/_defaults.yaml", "schedule: { every: 1s }\nsource: { type: langfuse, settle: 0s }\npublish: [{ type: langfuse, scores: true }]\n");
+    site.write(
+        "monitors/support/_defaults.yaml",
+        "schedule: { every: 1s }\nsource: { type: langfuse, settle: 0s }\npublish: [{ type: langfuse, scores: true }]\n",
+    );
     site.write("monitors/support/.env", "MOST=5\n");
     site.write("monitors/.env", "MOST=1\n");
     site.write("monitors/support/answers.yaml", "metrics:\n  - { name: long, type: length, field: output, max: \"${MOST}\" }\n");
@@ -205,7 +217,10 @@ async fn defaults_and_environment_of_a_folder_reach_its_monitors() {
     assert_eq!(row["passed"], false, "{row}");
     // A changed default changes every monitor below it.
     site.write("monitors/support/.env", "MOST=5000\n");
-    site.write("monitors/support/_defaults.yaml", "schedule: { every: 1s }\nsource: { type: langfuse, settle: 0s, overlap: 1h }\npublish: [{ type: langfuse, scores: true }]\n");
+    site.write(
+        "monitors/support/_defaults.yaml",
+        "schedule: { every: 1s }\nsource: { type: langfuse, settle: 0s, overlap: 1h }\npublish: [{ type: langfuse, scores: true }]\n",
+    );
     site.wait_within(SOON, "the changed default", async || site.metric("assayd_config_reloads_total", &[]).await > 0.0).await;
     fresh(&site, "b");
     site.until("the second trace's score", |world| world.langfuse.scored("long") == 2).await;

@@ -62,7 +62,10 @@ async fn jitter_is_steady_and_differs_by_monitor() {
     for name in ["one", "two", "three"] {
         let first = next(&site, name, "1", "2026-11-01T10:59:59Z").await;
         assert_eq!(first, next(&site, name, "1", "2026-11-01T10:59:59Z").await);
-        assert!("2026-11-01T11:00:00Z" <= first[0].as_str() && first[0].as_str() < "2026-11-01T11:10:00Z" || first[0].as_str() < "2026-11-01T11:00:00Z", "{first:?}");
+        assert!(
+            "2026-11-01T11:00:00Z" <= first[0].as_str() && first[0].as_str() < "2026-11-01T11:10:00Z" || first[0].as_str() < "2026-11-01T11:00:00Z",
+            "{first:?}"
+        );
         slots.extend(first);
     }
     slots.sort();
@@ -106,9 +109,14 @@ async fn a_slot_runs_once_across_restarts() {
 #[tokio::test]
 async fn the_latest_missed_slot_is_caught_up_once_or_not_at_all() {
     let site = Site::new().await;
-    let every = |catch_up: &str, score: &str| with(langfuse(), json!({
-        "schedule": { "every": "12s", "catch_up": catch_up }, "source": { "name": score }, "metrics": [with(short(), json!({ "name": score }))],
-    }));
+    let every = |catch_up: &str, score: &str| {
+        with(
+            langfuse(),
+            json!({
+                "schedule": { "every": "12s", "catch_up": catch_up }, "source": { "name": score }, "metrics": [with(short(), json!({ "name": score }))],
+            }),
+        )
+    };
     site.monitor("once", &every("once", "caught"));
     site.monitor("none", &every("none", "skipped"));
     moment(12, 10.5).await;
@@ -283,8 +291,20 @@ async fn what_it_does_is_counted_under_documented_names() {
     site.until("all scores", |world| world.langfuse.scored("helpful") == 4).await;
     site.wait("the first run to be counted", async || site.runs("m").await >= 1.0).await;
     for name in [
-        "assayd_runs_total", "assayd_run_duration_seconds", "assayd_schedule_lateness_seconds", "assayd_items_total", "assayd_scores_total", "assayd_watermark_lag_seconds",
-        "assayd_last_success_timestamp_seconds", "assayd_outbox_pending", "assayd_alerts", "assayd_monitors", "llm_requests_total", "llm_latency_seconds", "llm_tokens_total", "llm_cost_usd_total",
+        "assayd_runs_total",
+        "assayd_run_duration_seconds",
+        "assayd_schedule_lateness_seconds",
+        "assayd_items_total",
+        "assayd_scores_total",
+        "assayd_watermark_lag_seconds",
+        "assayd_last_success_timestamp_seconds",
+        "assayd_outbox_pending",
+        "assayd_alerts",
+        "assayd_monitors",
+        "llm_requests_total",
+        "llm_latency_seconds",
+        "llm_tokens_total",
+        "llm_cost_usd_total",
     ] {
         let text = site.get("/metrics").await.unwrap();
         assert!(text.lines().any(|line| line.starts_with(name)), "no {name} in\n{text}");

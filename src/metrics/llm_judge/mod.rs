@@ -101,7 +101,11 @@ impl TryFrom<OutputFile> for Output {
         match file.kind {
             OutputKind::Score => {
                 let (min, max) = (file.min.unwrap_or(1.0), file.max.unwrap_or(5.0));
-                if min.is_finite() && max.is_finite() && min < max { Ok(Self::Score { min, max }) } else { Err("`min` has to be smaller than `max`".to_owned()) }
+                if min.is_finite() && max.is_finite() && min < max {
+                    Ok(Self::Score { min, max })
+                } else {
+                    Err("`min` has to be smaller than `max`".to_owned())
+                }
             }
             OutputKind::Boolean => Ok(Self::Boolean {}),
             OutputKind::Categories if file.categories.len() < 2 => Err("`categories` needs at least two".to_owned()),
@@ -136,7 +140,9 @@ impl JudgeConfig {
                 })?;
                 Ok((rubric.prompt(), self.output.clone().unwrap_or_else(|| rubric.output.clone()), rubric.needs))
             }
-            (None, Some(prompt)) if prompt.starts_with("langfuse:") => Err(BuildError::at("prompt", "prompts kept in Langfuse are not supported by this version")),
+            (None, Some(prompt)) if prompt.starts_with("langfuse:") => {
+                Err(BuildError::at("prompt", "prompts kept in Langfuse are not supported by this version"))
+            }
             (None, Some(prompt)) => Ok((prompt, self.output.clone().unwrap_or(Output::Score { min: 1.0, max: 5.0 }), None)),
             (None, None) => Err(BuildError::at("prompt", "a judge needs a `prompt` or a `rubric`")),
             (Some(_), Some(_)) => Err(BuildError::at("prompt", "a judge has a `prompt` or a `rubric`, not both")),
@@ -228,7 +234,8 @@ impl Output {
             Stop::End if reply.text.trim().is_empty() => return Err("the judge gave an empty answer".to_owned()),
             Stop::End => {}
         }
-        let found = answer::object(&reply.text, self.keys()).ok_or_else(|| format!("the judge's answer holds no verdict: `{}`", text::one_line(&reply.text, 120)))?;
+        let found =
+            answer::object(&reply.text, self.keys()).ok_or_else(|| format!("the judge's answer holds no verdict: `{}`", text::one_line(&reply.text, 120)))?;
         let verdict = self.keys().iter().find_map(|key| found.get(*key)).unwrap_or(&serde_json::Value::Null);
         let reason = ["reason", "reasoning", "explanation", "rationale"].iter().find_map(|key| found.get(*key)?.as_str());
         let reason = reason.filter(|reason| !reason.trim().is_empty()).unwrap_or("the judge gave no reason").trim().to_owned();
@@ -247,7 +254,8 @@ impl Output {
             }
             Self::Categories { categories, passing } => {
                 let given = verdict.as_str().map(str::trim).ok_or_else(unreadable)?;
-                let place = categories.iter().position(|label| label == given).or_else(|| categories.iter().position(|label| label.eq_ignore_ascii_case(given)));
+                let place =
+                    categories.iter().position(|label| label == given).or_else(|| categories.iter().position(|label| label.eq_ignore_ascii_case(given)));
                 let place = place.ok_or_else(unreadable)?;
                 let label = &categories[place];
                 let passed = (!passing.is_empty()).then(|| passing.contains(label));

@@ -54,7 +54,9 @@ impl Meter {
         hot.latency.record(took.as_secs_f64());
         match outcome {
             Ok(_) => hot.ok.increment(1),
-            Err(error) => counter!("llm_requests_total", "provider" => self.provider.clone(), "model" => self.model.clone(), "status" => error.kind()).increment(1),
+            Err(error) => {
+                counter!("llm_requests_total", "provider" => self.provider.clone(), "model" => self.model.clone(), "status" => error.kind()).increment(1)
+            }
         }
     }
 

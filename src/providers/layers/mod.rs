@@ -113,7 +113,8 @@ impl Gateway {
     pub fn new(spec: GatewaySpec) -> Result<Self, UnknownProvider> {
         let prices = Prices::of(&spec.prices, spec.profiles.values().map(|profile| (profile.provider.as_str(), profile.model.as_str())));
         let everywhere = Arc::new(Semaphore::new(spec.judge_calls.clamp(1, Semaphore::MAX_PERMITS)));
-        let lanes: HashMap<&str, Arc<Lane>> = spec.providers.iter().map(|(name, provider)| (name.as_str(), Arc::new(Lane::new(provider.concurrency)))).collect();
+        let lanes: HashMap<&str, Arc<Lane>> =
+            spec.providers.iter().map(|(name, provider)| (name.as_str(), Arc::new(Lane::new(provider.concurrency)))).collect();
         let mut circuits: BTreeMap<(String, String), Arc<Circuit>> = BTreeMap::new();
         let mut profiles = BTreeMap::new();
         for (name, ProfileSpec { provider: provider_name, model, temperature, max_tokens, system, timeout }) in spec.profiles {
@@ -221,7 +222,16 @@ impl Model for Profile {
             let Some(wait) = self.retry.wait(attempt, started.elapsed(), retry_after, backoff::chance()) else {
                 return Err(CallError::Failed(gave_up(attempt, started.elapsed(), &message)));
             };
-            tracing::debug!(monitor = cx.monitor, metric = cx.metric, item = cx.item_id, provider = self.provider_name, attempt, ?wait, error = message, "a call failed and is tried again");
+            tracing::debug!(
+                monitor = cx.monitor,
+                metric = cx.metric,
+                item = cx.item_id,
+                provider = self.provider_name,
+                attempt,
+                ?wait,
+                error = message,
+                "a call failed and is tried again"
+            );
             self.meter.retry(kind);
             tokio::time::sleep(wait).await;
             attempt += 1;
@@ -278,7 +288,12 @@ impl Profile {
     fn settle(&self, place: Place<'_>, outcome: &Result<ChatAnswer, ProviderError>) {
         self.lane.observe(outcome);
         match place.pass.settle(outcome) {
-            Some(Change::Blocked) => tracing::warn!(provider = self.provider_name, model = self.model, reason = self.circuit.reason(), "the judge is blocked; it is tried again in a minute"),
+            Some(Change::Blocked) => tracing::warn!(
+                provider = self.provider_name,
+                model = self.model,
+                reason = self.circuit.reason(),
+                "the judge is blocked; it is tried again in a minute"
+            ),
             Some(Change::Unblocked) => tracing::info!(provider = self.provider_name, model = self.model, "the judge answers again"),
             None => {}
         }
@@ -314,5 +329,7 @@ fn paused(left: Duration) -> String {
 
 /// A provider's call with a bound on its time.
 async fn in_time<T>(bound: Duration, call: impl Future<Output = Result<T, ProviderError>>) -> Result<T, ProviderError> {
-    tokio::time::timeout(bound, call).await.unwrap_or_else(|_| Err(ProviderError::Transient { kind: "timeout", message: format!("no answer within {}", Human(bound)), retry_after: None }))
+    tokio::time::timeout(bound, call)
+        .await
+        .unwrap_or_else(|_| Err(ProviderError::Transient { kind: "timeout", message: format!("no answer within {}", Human(bound)), retry_after: None }))
 }

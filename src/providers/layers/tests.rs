@@ -205,7 +205,9 @@ async fn a_rate_limit_said_twice_pauses_all_calls_of_the_provider() {
     assert!(replies.iter().all(Result::is_ok));
     let begun = provider.begun.lock().unwrap().clone();
     let early = begun.iter().filter(|at| **at - begun[0] < Duration::from_secs(10)).count();
-    assert_eq!(early, 2, "no call ran into a limit that was known");
+    // Two places: the two that are refused, and at most the two that were let in while the refusals came back. All 50
+    // would be early without the pause.
+    assert!((2..=4).contains(&early), "no call ran into a limit that was known: {early}");
 }
 
 #[tokio::test(start_paused = true)]

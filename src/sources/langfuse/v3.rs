@@ -129,7 +129,8 @@ pub(super) async fn observations(reader: &Reader, trace: &Trace) -> Result<Vec<O
         calculated_total_cost: Option<f64>,
     }
     let path = format!("/traces/{}", urlencode(&trace.id));
-    let full: Full = reader.api.http().send(|| reader.api.request(Method::GET, &path), |answer| http::json(&answer)).await.map_err(|error| reader.error(&error))?;
+    let full: Full =
+        reader.api.http().send(|| reader.api.request(Method::GET, &path), |answer| http::json(&answer)).await.map_err(|error| reader.error(&error))?;
     let observation = |child: Child| Observation {
         id: child.id,
         parent_id: child.parent_observation_id,

@@ -16,7 +16,11 @@ const MAX_DEPTH: usize = 64;
 /// What is wrong with it as YAML, and where: the first fault, since what follows it cannot be trusted.
 pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<Node>, Fault> {
     let file: Arc<str> = file.into();
-    let at = |line: usize, column: usize| Span { file: Arc::clone(&file), line: u32::try_from(line).unwrap_or(u32::MAX), column: u32::try_from(column).unwrap_or(u32::MAX) };
+    let at = |line: usize, column: usize| Span {
+        file: Arc::clone(&file),
+        line: u32::try_from(line).unwrap_or(u32::MAX),
+        column: u32::try_from(column).unwrap_or(u32::MAX),
+    };
     if bytes.len() > MAX_BYTES {
         return Err(Fault::new(&at(1, 1), format!("the file has {} bytes; a settings file has at most {MAX_BYTES}", bytes.len())));
     }

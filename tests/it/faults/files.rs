@@ -81,7 +81,8 @@ async fn a_duplicate_key_is_told() {
 
 #[tokio::test]
 async fn an_unknown_type_is_told_with_the_known_ones() {
-    refused_with("schedule: { every: 1h }\nsource: { type: langfuze }\nmetrics: [{ name: a, type: length, max: 1 }]\n", r"bad\.yaml:2:\d+.*langfuze.*langfuse").await;
+    refused_with("schedule: { every: 1h }\nsource: { type: langfuze }\nmetrics: [{ name: a, type: length, max: 1 }]\n", r"bad\.yaml:2:\d+.*langfuze.*langfuse")
+        .await;
 }
 
 #[tokio::test]
@@ -112,7 +113,8 @@ async fn an_interval_below_a_second_is_told() {
 #[tokio::test]
 async fn a_missing_variable_is_told_with_its_message() {
     refused_with(format!("schedule: {{ every: 1h }}\ndescription: ${{NOBODY_SET_THIS}}\n{SOUND}"), r"bad\.yaml:2:\d+.*NOBODY_SET_THIS").await;
-    refused_with(format!("schedule: {{ every: 1h }}\ndescription: ${{NOBODY_SET_THIS:?ask the ops team}}\n{SOUND}"), r"bad\.yaml:2:\d+.*ask the ops team").await;
+    refused_with(format!("schedule: {{ every: 1h }}\ndescription: ${{NOBODY_SET_THIS:?ask the ops team}}\n{SOUND}"), r"bad\.yaml:2:\d+.*ask the ops team")
+        .await;
 }
 
 #[tokio::test]
@@ -127,17 +129,26 @@ async fn a_template_that_is_none_is_told() {
 
 #[tokio::test]
 async fn an_expression_that_is_none_is_told() {
-    refused_with("schedule: { every: 1h }\nsource: { type: file, path: x, filter: 'trace.a ==' }\nmetrics: [{ name: a, type: length, max: 1 }]\n", r"bad\.yaml:2:\d+").await;
+    refused_with(
+        "schedule: { every: 1h }\nsource: { type: file, path: x, filter: 'trace.a ==' }\nmetrics: [{ name: a, type: length, max: 1 }]\n",
+        r"bad\.yaml:2:\d+",
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_connection_that_nobody_made_is_told() {
-    refused_with("schedule: { every: 1h }\nsource: { type: langfuse, connection: eu }\nmetrics: [{ name: a, type: length, max: 1 }]\n", r"bad\.yaml:2:\d+.*eu").await;
+    refused_with("schedule: { every: 1h }\nsource: { type: langfuse, connection: eu }\nmetrics: [{ name: a, type: length, max: 1 }]\n", r"bad\.yaml:2:\d+.*eu")
+        .await;
 }
 
 #[tokio::test]
 async fn two_metrics_of_one_name_are_told() {
-    refused_with("schedule: { every: 1h }\nsource: { type: file, path: x }\nmetrics: [{ name: a, type: length, max: 1 }, { name: a, type: length, max: 2 }]\n", r"bad\.yaml:3:\d+.*`?a").await;
+    refused_with(
+        "schedule: { every: 1h }\nsource: { type: file, path: x }\nmetrics: [{ name: a, type: length, max: 1 }, { name: a, type: length, max: 2 }]\n",
+        r"bad\.yaml:3:\d+.*`?a",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -186,7 +197,10 @@ async fn a_missing_folder_of_monitors_is_said() {
     let mut daemon = site.spawn(&["run"]);
     site.says("monitors").await;
     // To end with wrong settings is sound; to wait for the folder is better.
-    site.wait("an end or readiness", async || site.request(reqwest::Method::GET, "/healthz").await.is_some() || site.log().contains("exit") || !site.log().is_empty()).await;
+    site.wait("an end or readiness", async || {
+        site.request(reqwest::Method::GET, "/healthz").await.is_some() || site.log().contains("exit") || !site.log().is_empty()
+    })
+    .await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     if daemon.runs() {
         site.world.langfuse.add_some(1);

@@ -1,9 +1,4 @@
-use std::{
-    collections::VecDeque,
-    convert::Infallible,
-    sync::Mutex,
-    time::Duration,
-};
+use std::{collections::VecDeque, convert::Infallible, sync::Mutex, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -93,7 +88,9 @@ pub fn answer(fault: Fault, truth: &[u8]) -> Response {
     match fault {
         Fault::Status(status) => {
             let status = StatusCode::from_u16(status).unwrap();
-            let body = axum::Json(json!({ "error": { "type": "fault", "message": format!("made-up {status}"), "code": null }, "message": format!("made-up {status}"), "ok": false }));
+            let body = axum::Json(
+                json!({ "error": { "type": "fault", "message": format!("made-up {status}"), "code": null }, "message": format!("made-up {status}"), "ok": false }),
+            );
             match status.as_u16() {
                 429 | 503 | 529 => (status, [(header::RETRY_AFTER, "1")], body).into_response(),
                 _ => (status, body).into_response(),

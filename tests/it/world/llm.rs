@@ -17,7 +17,10 @@ use axum::{
 use regex::Regex;
 use serde_json::{Value, json};
 
-use super::{Pulse, faults::{self, Fault, Faults}};
+use super::{
+    Pulse,
+    faults::{self, Fault, Faults},
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
@@ -247,7 +250,8 @@ async fn openai(State(llm): State<Arc<Llm>>, headers: HeaderMap, body: Bytes) ->
     let _in_flight = llm.arrive();
     let fault = llm.faults.strike().await;
     if headers.get("authorization").is_none_or(|key| key != "Bearer sk-test") {
-        let refusal = json!({ "error": { "message": "Incorrect API key provided", "type": "invalid_request_error", "param": null, "code": "invalid_api_key" } });
+        let refusal =
+            json!({ "error": { "message": "Incorrect API key provided", "type": "invalid_request_error", "param": null, "code": "invalid_api_key" } });
         return (StatusCode::UNAUTHORIZED, Json(refusal)).into_response();
     }
     if let Some(fault) = fault.filter(|fault| *fault != Fault::Cut) {
@@ -277,7 +281,9 @@ async fn openai(State(llm): State<Arc<Llm>>, headers: HeaderMap, body: Bytes) ->
 async fn anthropic(State(llm): State<Arc<Llm>>, headers: HeaderMap, body: Bytes) -> Response {
     let _in_flight = llm.arrive();
     let fault = llm.faults.strike().await;
-    let refuse = |status: StatusCode, kind: &str, message: &str| (status, Json(json!({ "type": "error", "error": { "type": kind, "message": message }, "request_id": "req_1" }))).into_response();
+    let refuse = |status: StatusCode, kind: &str, message: &str| {
+        (status, Json(json!({ "type": "error", "error": { "type": kind, "message": message }, "request_id": "req_1" }))).into_response()
+    };
     if headers.get("anthropic-version").is_none() || headers.get("x-api-key").is_none_or(|key| key != "sk-ant-test") {
         return refuse(StatusCode::UNAUTHORIZED, "authentication_error", "invalid x-api-key");
     }

@@ -15,7 +15,10 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::{Breaches, Pulse, faults::{self, Fault, Faults}};
+use super::{
+    Breaches, Pulse,
+    faults::{self, Fault, Faults},
+};
 
 pub struct Slack {
     pub url: String,
@@ -68,7 +71,8 @@ impl Slack {
 fn breaches_of(message: &Value) -> Vec<String> {
     let mut found = Vec::new();
     let blocks: Vec<&Value> = message["blocks"].as_array().into_iter().flatten().collect();
-    let attached: Vec<&Value> = message["attachments"].as_array().into_iter().flatten().flat_map(|part| part["blocks"].as_array().into_iter().flatten()).collect();
+    let attached: Vec<&Value> =
+        message["attachments"].as_array().into_iter().flatten().flat_map(|part| part["blocks"].as_array().into_iter().flatten()).collect();
     if blocks.len() > 50 {
         found.push(format!("{} blocks", blocks.len()));
     }
@@ -150,7 +154,9 @@ impl Slack {
     fn call(&self, method: &str, mut arguments: Value) -> Value {
         let mut state = self.state.lock().unwrap();
         match method {
-            "auth.test" => json!({ "ok": true, "url": "https://test.slack.com/", "team": "test", "user": "assayd", "team_id": "T1", "user_id": "UBOT", "bot_id": "B1" }),
+            "auth.test" => {
+                json!({ "ok": true, "url": "https://test.slack.com/", "team": "test", "user": "assayd", "team_id": "T1", "user_id": "UBOT", "bot_id": "B1" })
+            }
             "chat.postMessage" => {
                 self.check(&arguments);
                 let Some(channel) = arguments["channel"].as_str().map(str::to_owned) else { return json!({ "ok": false, "error": "channel_not_found" }) };
@@ -178,7 +184,9 @@ impl Slack {
                 json!({ "ok": true, "channel": channel, "ts": at, "text": text, "message": { "type": "message", "text": text, "ts": at } })
             }
             "reactions.add" => json!({ "ok": true }),
-            "conversations.history" | "conversations.replies" => json!({ "ok": true, "messages": [], "has_more": false, "response_metadata": { "next_cursor": "" } }),
+            "conversations.history" | "conversations.replies" => {
+                json!({ "ok": true, "messages": [], "has_more": false, "response_metadata": { "next_cursor": "" } })
+            }
             "chat.getPermalink" => json!({ "ok": true, "channel": arguments["channel"], "permalink": "https://test.slack.com/archives/C1/p1" }),
             _ => json!({ "ok": false, "error": "unknown_method" }),
         }

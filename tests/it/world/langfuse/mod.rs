@@ -20,9 +20,16 @@ use axum::{
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-pub use self::{rows::{Child, NewTrace}, scores::ScoreRow};
 use self::rows::Row;
-use super::{Breaches, Pulse, faults::{self, Faults}, schema::Schema};
+pub use self::{
+    rows::{Child, NewTrace},
+    scores::ScoreRow,
+};
+use super::{
+    Breaches, Pulse,
+    faults::{self, Faults},
+    schema::Schema,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {

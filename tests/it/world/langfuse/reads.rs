@@ -117,7 +117,9 @@ fn holds(row: &Row, condition: &Value) -> bool {
     let wanted: Vec<&Value> = want.as_array().map(|list| list.iter().collect()).unwrap_or_default();
     match (text("type"), text("operator")) {
         ("datetime", operator) => {
-            let (Ok(have), Ok(want)) = (have.as_str().unwrap_or("").parse::<Timestamp>(), want.as_str().unwrap_or("").parse::<Timestamp>()) else { return false };
+            let (Ok(have), Ok(want)) = (have.as_str().unwrap_or("").parse::<Timestamp>(), want.as_str().unwrap_or("").parse::<Timestamp>()) else {
+                return false;
+            };
             match operator {
                 ">" => have > want,
                 "<" => have < want,
@@ -193,7 +195,8 @@ impl Inner {
         let skip = if quirk == Some(Quirk::RepeatPage) { 0 } else { (page - 1) * limit };
         let pages = if quirk == Some(Quirk::RepeatPage) { 1_000_000 } else { total.div_ceil(limit) };
         let whole = query.get("fields").is_none_or(|fields| fields.split(',').any(|group| group == "observations"));
-        let data: Vec<Value> = rows.iter().take(total).skip(skip).take(limit).map(|row| row.legacy(&if whole { self.children_of(row) } else { Vec::new() }, false)).collect();
+        let data: Vec<Value> =
+            rows.iter().take(total).skip(skip).take(limit).map(|row| row.legacy(&if whole { self.children_of(row) } else { Vec::new() }, false)).collect();
         if limit > 1 {
             self.listings.push(Timestamp::now());
         }
@@ -238,7 +241,13 @@ pub(super) async fn trace(State(langfuse): State<Arc<Langfuse>>, headers: Header
 mod tests {
     use jiff::SignedDuration;
 
-    use super::{super::{super::{Breaches, Pulse, schema::Schema}, rows::{Child, NewTrace}}, *};
+    use super::{
+        super::{
+            super::{Breaches, Pulse, schema::Schema},
+            rows::{Child, NewTrace},
+        },
+        *,
+    };
 
     fn ask(langfuse: &Langfuse, query: &str) -> Value {
         langfuse.state.lock().unwrap().observations(&Query::parse(Some(query.to_owned()))).unwrap()

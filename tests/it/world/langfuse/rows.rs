@@ -144,8 +144,11 @@ impl Row {
             "projectId": "p1", "parentObservationId": self.parent, "type": self.kind, "modelId": null, "inputPrice": null, "outputPrice": null, "totalPrice": null,
         });
         let groups_of = [
-            ("basic", json!({ "name": self.name, "level": "DEFAULT", "statusMessage": null, "version": null, "environment": self.trace.environment, "bookmarked": false,
-                "public": false, "userId": self.trace.user, "sessionId": self.trace.session, "isRootObservation": self.is_root() })),
+            (
+                "basic",
+                json!({ "name": self.name, "level": "DEFAULT", "statusMessage": null, "version": null, "environment": self.trace.environment, "bookmarked": false,
+                "public": false, "userId": self.trace.user, "sessionId": self.trace.session, "isRootObservation": self.is_root() }),
+            ),
             ("io", json!({ "input": io(&self.input), "output": io(&self.output) })),
             ("metadata", json!({ "metadata": self.trace.metadata })),
             ("usage", json!({ "usageDetails": { "input": 10, "output": 5, "total": 15 }, "costDetails": { "total": 0.001 }, "totalCost": 0.001 })),

@@ -103,7 +103,8 @@ fn check(score: &Value) -> Result<(), String> {
 }
 
 fn invalid(message: &str) -> Response {
-    (StatusCode::BAD_REQUEST, Json(json!({ "message": "Invalid request data", "error": [{ "code": "custom", "path": [], "message": message }] }))).into_response()
+    (StatusCode::BAD_REQUEST, Json(json!({ "message": "Invalid request data", "error": [{ "code": "custom", "path": [], "message": message }] })))
+        .into_response()
 }
 
 /// `POST /scores`, the object form: what 4.16 and every v3 take.
