@@ -29,13 +29,11 @@ const MAY_USE: [(&str, &[&str]); 18] = [
 ];
 
 /// Edges that the map does not have, each with its reason.
-const ALSO: [(&str, &str, &str); 6] = [
+const ALSO: [(&str, &str, &str); 4] = [
     ("cli", "store", "commands that only read work beside a running daemon, on the store itself"),
     ("cli", "schedule", "`next` and `status` show the plan, which is pure"),
     ("cli", "pipeline", "`once` shows a run's progress, `validate --live` probes a monitor as the daemon would build it"),
     ("store", "sinks", "the outbox keeps what the sinks' contract calls a `Delivery`"),
-    ("store", "alerting", "a window's scores are counted where they lie, into alerting's plain `Tally`"),
-    ("control", "config", "a reload is answered with config's plain `Changes`"),
 ];
 
 /// Stands for what is open to all: model, telemetry and util.

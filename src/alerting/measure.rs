@@ -1,6 +1,6 @@
 use std::{fmt, str::FromStr};
 
-use crate::util::text::nearest;
+use crate::{model::Tally, util::text::nearest};
 
 /// What can be measured over an alert's window (SPEC 2, `when`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -118,22 +118,6 @@ pub struct Measured {
     pub value: Option<f64>,
     /// Scores (judgements for `failed_rate` and `cost_usd`) the figure rests on.
     pub n: u64,
-}
-
-/// What lies in an alert's window, as the store hands it out.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Tally {
-    /// Scores in [0, 1], in any order.
-    pub values: Vec<f64>,
-    /// Of the scored ones: those with a verdict (the metric has a threshold or one of its own), and those that passed.
-    pub with_verdict: u64,
-    pub passed: u64,
-    /// Judgements that failed: never among `values`.
-    pub failed: u64,
-    /// Of all judgements; `None` where no price is known.
-    pub cost_usd: Option<f64>,
-    /// Of the judgements, in milliseconds, in any order.
-    pub latencies_ms: Vec<f64>,
 }
 
 /// Arithmetic mean; `None` for nothing.

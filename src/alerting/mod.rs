@@ -1,7 +1,7 @@
 //! When to tell people. Pure: (last state, what was measured, now) -> (next state, decision with a named reason).
 //! No clock, no store, no message text beyond one sentence; the pipeline measures, stores and sends.
 //!
-//! An alert's way: a [`Tally`] of the scores in its window becomes [`Measured`] by its [`Statistic`]; its [`Condition`]
+//! An alert's way: a [`Tally`](crate::model::Tally) of the scores in its window becomes [`Measured`] by its [`Statistic`]; its [`Condition`]
 //! turns that into what is [`Observed`]; [`step`] decides, from the [`AlertMemory`] of the last evaluation, what the
 //! state is now and whether anybody is told. The rules that are on by default skip the first two: they look at the
 //! [`Health`] of a monitor ([`BUILTINS`]).
@@ -14,4 +14,4 @@ mod measure;
 pub use builtin::{BUILTINS, Builtin, Finding, Health};
 pub use condition::{Comparison, Condition};
 pub use machine::{AlertMemory, Hold, Observed, Reason, Rule, Step, Verdict, step};
-pub use measure::{Measured, Statistic, Tally, percentile};
+pub use measure::{Measured, Statistic, percentile};

@@ -71,10 +71,10 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
 
 /// The parts of a monitor whose top level does not read.
 fn sections(tree: &Node, settings: &Settings, faults: &mut Vec<Fault>) {
-    if let Some(node) = tree.get("schedule") {
-        if let Some(spec) = yaml::read::<ScheduleSpec>(node, faults) {
-            plan(&spec, "", node, faults);
-        }
+    if let Some(node) = tree.get("schedule")
+        && let Some(spec) = yaml::read::<ScheduleSpec>(node, faults)
+    {
+        plan(&spec, "", node, faults);
     }
     if let Some(node) = tree.get("source") {
         source(node, "", settings, faults);

@@ -6,9 +6,8 @@ use std::{
     sync::Arc,
 };
 
-use serde::Serialize;
-
 use super::MonitorSpec;
+use crate::model::Changes;
 
 /// What becomes of one monitor.
 #[derive(Debug, Clone)]
@@ -18,19 +17,6 @@ pub enum Change {
     Changed(Arc<MonitorSpec>),
     /// A run under way is left to finish.
     Removed(String),
-}
-
-/// The answer of `POST /-/reload`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Changes {
-    pub added: Vec<String>,
-    pub changed: Vec<String>,
-    pub removed: Vec<String>,
-    /// Their file is broken: the last good version goes on.
-    pub kept: Vec<String>,
-    pub unchanged: usize,
-    /// What is wrong, as `assayd validate` says it.
-    pub faults: Vec<String>,
 }
 
 /// By name and fingerprint. A monitor that is missing from `new` while its file, or a folder above it, is

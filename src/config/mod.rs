@@ -13,7 +13,7 @@ mod monitor;
 mod schema;
 mod settings;
 
-pub use diff::{Change, Changes, diff};
+pub use diff::{Change, diff};
 pub use load::{Cache, Loaded, Overrides, load_monitors, load_settings};
 pub use monitor::{
     AlertSpec, EvaluationSpec, ExtractSpec, For, MetricSpec, MonitorSpec, NotifyTarget, OnMissing, Over, SamplingSpec, SourceSpec, StepPatterns, Strategy,

@@ -245,6 +245,7 @@ pub(super) struct File {
     #[schemars(schema_with = "super::schema::metrics")]
     pub metrics: Vec<Node>,
     pub evaluation: Option<Section<EvaluationSpec>>,
+    #[serde(default)]
     #[schemars(schema_with = "super::schema::publish")]
     pub publish: Option<Vec<Node>>,
     pub alerts: Option<Vec<Section<AlertFile>>>,
@@ -304,12 +305,13 @@ pub(super) struct AlertFile {
     #[schemars(with = "String")]
     pub when: Node,
     /// The scores looked at, by the time of scoring: a duration, or `{ runs: 5 }`. Default 24h.
+    #[serde(default)]
     #[schemars(schema_with = "super::schema::over")]
     pub over: Option<Node>,
     /// Fewer scores decide nothing. Default 1.
     pub min_samples: Option<u64>,
     /// How long it has to hold: runs in a row, or a duration. Default 1 run.
-    #[serde(rename = "for")]
+    #[serde(rename = "for", default)]
     #[schemars(schema_with = "super::schema::hold")]
     pub hold: Option<Node>,
     #[serde(default)]

@@ -189,6 +189,7 @@ pub(super) struct File {
     /// Named services, used by sources, sinks and alerts.
     connections: Option<Section<Connections>>,
     /// Where models are called.
+    #[serde(default)]
     #[schemars(schema_with = "super::schema::providers")]
     providers: Option<BTreeMap<String, Node>>,
     /// USD per token, over the shipped table.

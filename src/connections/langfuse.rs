@@ -60,7 +60,6 @@ impl Langfuse {
     }
 
     /// A request with credentials; `path` begins behind `/api/public`.
-    #[must_use]
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http
             .client

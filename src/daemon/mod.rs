@@ -1,4 +1,4 @@
-//! The daemon: one loop owns all state of the monitors ([`Daemon`]); runs, couriers and the API are tasks that send it
+//! The daemon: one loop owns all state of the monitors ([`run`]); runs, couriers and the API are tasks that send it
 //! messages. What a message does is a method; the loop itself fits on a screen.
 
 mod housekeeping;
@@ -101,20 +101,20 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             ended = monitors.run_ended() => monitors.ended(ended),
             Some(command) = commands.recv() => match command {
                 Command::RunNow { monitor, request, reply } => monitors.run_now(&monitor, &request, reply),
-                Command::Reload { reply } => drop(reply.send(monitors.reload().await)),
+                Command::Reload { reply } => drop(reply.send(monitors.reload(true).await)),
             },
             Some(()) = changed.recv() => next_look = next_look.min(tokio::time::Instant::now() + watch::SETTLE),
             () = tokio::time::sleep_until(next_look) => {
                 if let Some(files) = &mut files {
                     files.again();
                 }
-                monitors.reload().await;
+                monitors.reload(false).await;
                 next_look = tokio::time::Instant::now() + rescan;
             }
             Some(signal) = signals.recv() => match signal {
                 SIGHUP => {
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
-                    monitors.reload().await;
+                    monitors.reload(true).await;
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
                 }
                 _ => break None,

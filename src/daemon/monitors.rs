@@ -15,9 +15,9 @@ use super::{
     wire::World,
 };
 use crate::{
-    config::{Cache, Change, Changes, Loaded, MonitorSpec, diff, load_monitors},
+    config::{Cache, Change, Loaded, MonitorSpec, diff, load_monitors},
     control::{Refusal, RunRequest},
-    model::{AlertState, RunReport, Trigger},
+    model::{AlertState, Changes, RunReport, Trigger},
     pipeline::{self, Monitor, NOTICES, Order},
     schedule::{
         plan::{CatchUp, Plan},
@@ -81,7 +81,7 @@ impl Monitors {
 
     /// Loads the monitors, finishes what was interrupted, catches up what was missed.
     pub async fn start(&mut self) -> anyhow::Result<()> {
-        self.reload().await;
+        self.reload(true).await;
         let store = &self.world.services.store;
         let open: Vec<RunRow> = store.open_runs().await?;
         let last = store.last_slots().await?;
@@ -220,7 +220,8 @@ impl Monitors {
     }
 
     /// Loads all files and acts on what changed. Monitors that did not change are not touched.
-    pub async fn reload(&mut self) -> Changes {
+    /// `asked`: by a person, who is answered even if nothing changed.
+    pub async fn reload(&mut self, asked: bool) -> Changes {
         let (world, cache) = (Arc::clone(&self.world), Arc::clone(&self.cache));
         let loaded = tokio::task::spawn_blocking(move || {
             let mut cache = cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -236,7 +237,7 @@ impl Monitors {
         let old = self.active.values().map(|active| (active.spec.name.clone(), Arc::clone(&active.spec))).collect();
         let (acts, mut changes) = diff(&old, &loaded.monitors, &loaded.broken);
         changes.faults = loaded.faults.iter().map(ToString::to_string).collect();
-        self.report(&loaded, &changes, !acts.is_empty());
+        self.report(&loaded, &changes, asked || !acts.is_empty());
         let now = self.world.services.clock.now();
         for act in acts {
             match act {

@@ -103,3 +103,19 @@ pub struct WorstItem {
     pub reason: String,
     pub url: Option<String>,
 }
+
+/// What lies in an alert's window, as the store hands it out.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Tally {
+    /// Scores in [0, 1], in any order.
+    pub values: Vec<f64>,
+    /// Of the scored ones: those with a verdict (the metric has a threshold or one of its own), and those that passed.
+    pub with_verdict: u64,
+    pub passed: u64,
+    /// Judgements that failed: never among `values`.
+    pub failed: u64,
+    /// Of all judgements; `None` where no price is known.
+    pub cost_usd: Option<f64>,
+    /// Of the judgements, in milliseconds, in any order.
+    pub latencies_ms: Vec<f64>,
+}

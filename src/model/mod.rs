@@ -9,8 +9,8 @@ mod outcome;
 mod run;
 mod trace;
 
-pub use alert::{AlertEvent, AlertEventKind, AlertState, Route, Severity, WorstItem};
+pub use alert::{AlertEvent, AlertEventKind, AlertState, Route, Severity, Tally, WorstItem};
 pub use ids::{ItemKey, content_hash, run_id, score_id};
 pub use outcome::{Decision, ItemCounts, Outcome, Score, Usage};
-pub use run::{AlertLine, MetricSummary, PublishedCounts, RunReport, RunStatus, Trigger};
+pub use run::{AlertLine, Changes, MetricSummary, PublishedCounts, RunReport, RunStatus, Trigger};
 pub use trace::{Case, Observation, Trace};

@@ -113,3 +113,16 @@ pub struct AlertLine {
     pub state: AlertState,
     pub reason: String,
 }
+
+/// The answer of `POST /-/reload`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Changes {
+    pub added: Vec<String>,
+    pub changed: Vec<String>,
+    pub removed: Vec<String>,
+    /// Their file is broken: the last good version goes on.
+    pub kept: Vec<String>,
+    pub unchanged: usize,
+    /// What is wrong, as `assayd validate` says it.
+    pub faults: Vec<String>,
+}

@@ -9,6 +9,7 @@
 //!
 //! Absent on purpose: YAML, wall clocks (`Services::clock`), waiting for slots.
 
+mod books;
 mod evaluate;
 mod extract;
 mod measure;

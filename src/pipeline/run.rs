@@ -1,8 +1,8 @@
 //! The order of a run. Read [`work`] first: it is the pipeline.
 
 use std::{
-    collections::{BTreeMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -11,11 +11,12 @@ use futures_util::{
     future::BoxFuture,
     stream::{self, BoxStream},
 };
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::{
     Monitor, Services,
+    books::Books,
     evaluate::{Drawn, Judging},
     extract::NoCase,
     measure,
@@ -24,9 +25,9 @@ use super::{
 };
 use crate::{
     metrics::Price,
-    model::{Decision, ItemCounts, ItemKey, MetricSummary, Outcome, PublishedCounts, RunReport, RunStatus, Trace},
-    sources::{Fetched, Pages, SourceError, Window},
-    store::{Closed, DrawBatch, ItemEnd, ItemOutcome, NewItem, NewScore, Pending, RunRow},
+    model::{Decision, ItemKey, PublishedCounts, RunReport, Trace},
+    sources::{Fetched, Pages, SourceError},
+    store::{Closed, ItemEnd, ItemOutcome, NewItem, NewScore, Pending, RunRow},
     telemetry,
 };
 
@@ -54,7 +55,7 @@ pub struct Progress {
 
 /// Why a run could not do its work.
 #[derive(Debug, thiserror::Error)]
-enum Stopped {
+pub(super) enum Stopped {
     #[error("source: {0}")]
     Source(#[from] SourceError),
     #[error("store: {0}")]
@@ -473,217 +474,4 @@ pub async fn published(services: &Services, run_id: &str, monitor: &Monitor) -> 
         published.insert(queue, PublishedCounts { delivered: count(delivered), pending: count(pending) });
     }
     published
-}
-
-/// What a run counts as it goes.
-struct Books<'a> {
-    monitor: &'a Monitor,
-    services: &'a Services,
-    order: &'a Order,
-    queues: Arc<[String]>,
-    tally: Mutex<Tally>,
-}
-
-#[derive(Default)]
-struct Tally {
-    counts: ItemCounts,
-    new_items: u64,
-    /// New items of this run: a source may send an item twice before its first is stored.
-    seen: HashSet<ItemKey>,
-    drawn: u64,
-    metrics: BTreeMap<String, MetricTally>,
-    blocked: bool,
-    first_failure: Option<String>,
-    cost_usd: f64,
-}
-
-#[derive(Default)]
-struct MetricTally {
-    n: u64,
-    sum: f64,
-    verdicts: u64,
-    passed: u64,
-    failed: u64,
-}
-
-impl<'a> Books<'a> {
-    fn new(monitor: &'a Monitor, services: &'a Services, order: &'a Order) -> Self {
-        let queues = if order.run.publish { Arc::clone(&monitor.queues) } else { Arc::from(Vec::new()) };
-        Self { monitor, services, order, queues, tally: Mutex::default() }
-    }
-
-    /// One task runs a run, so this never waits; the lock lets the run move between threads.
-    fn tally(&self) -> MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// From `watermark - overlap` (or `now - lookback` on the first run) to `now - settle`; `None` when that is empty.
-    async fn window(&self) -> Result<Option<Window>, Stopped> {
-        let (spec, now) = (&self.monitor.spec.source, self.services.clock.now());
-        let before = |at: Timestamp, by: crate::util::duration::Human| at.checked_sub(SignedDuration::from_millis(by.millis())).unwrap_or(Timestamp::MIN);
-        let from = match self.order.since {
-            Some(since) => since,
-            None => match self.services.store.watermark(&self.monitor.spec.name, &self.monitor.source_key).await? {
-                Some(us) => before(Timestamp::from_microsecond(us).unwrap_or(now), spec.overlap),
-                None => before(now, spec.lookback),
-            },
-        };
-        let to = self.order.until.unwrap_or_else(|| before(now, spec.settle));
-        Ok((from < to).then_some(Window { from, to }))
-    }
-
-    async fn record_draw(&self, items: Vec<NewItem>, watermark: Option<i64>, complete: bool) -> Result<(), Stopped> {
-        let at_us = self.services.now_us();
-        {
-            let mut tally = self.tally();
-            for item in &items {
-                tally.counts.add(item.decision, 1);
-                tally.drawn += u64::from(item.decision == Decision::Drawn);
-            }
-        }
-        self.tell_progress();
-        if self.order.dry_run {
-            return Ok(());
-        }
-        // A run over a window of its own may lie anywhere: only the regular ones move the watermark.
-        let regular = self.order.since.is_none() && self.order.until.is_none();
-        if let Some(us) = watermark {
-            let lag = Duration::from_micros(u64::try_from(at_us - us).unwrap_or(0));
-            telemetry::watermark_lag(&self.monitor.spec.name, lag.as_secs_f64());
-        }
-        let watermark = watermark.filter(|_| regular).map(|us| (self.monitor.source_key.clone(), us));
-        let batch = DrawBatch { monitor: self.monitor.spec.name.clone(), run_id: self.order.run.id.clone(), at_us, items, watermark, complete };
-        Ok(self.services.store.record_draw(batch).await?)
-    }
-
-    /// The whole window was read: a resumed run draws nothing more.
-    async fn complete(&self) -> Result<(), Stopped> {
-        if self.order.dry_run { Ok(()) } else { self.record_draw(Vec::new(), None, true).await }
-    }
-
-    fn bare_outcome(&self, key: ItemKey, item_id: &str, item_us: i64, trace: Option<&Trace>) -> ItemOutcome {
-        ItemOutcome {
-            monitor: self.monitor.spec.name.clone(),
-            run_id: self.order.run.id.clone(),
-            key,
-            item_id: item_id.to_owned(),
-            item_us,
-            trace_id: Some(item_id.to_owned()),
-            environment: trace.and_then(|trace| trace.environment.clone()).or_else(|| self.monitor.spec.environment.clone()),
-            url: trace.and_then(|trace| trace.url.clone()),
-            at_us: self.services.now_us(),
-            scores: Vec::new(),
-            queues: Arc::clone(&self.queues),
-            end: None,
-        }
-    }
-
-    /// Deferred judgements are no scores; what waits is the item.
-    fn outcome(&self, item: &Drawn, scores: Vec<NewScore>, end: Option<ItemEnd>) -> ItemOutcome {
-        let bare = self.bare_outcome(item.key, &item.trace.id, item.trace.timestamp.as_microsecond(), Some(&item.trace));
-        if let Some(NewScore { outcome: Outcome::Deferred { reason }, .. }) = scores.iter().find(|score| matches!(score.outcome, Outcome::Deferred { .. })) {
-            let mut tally = self.tally();
-            tally.blocked = true;
-            tally.first_failure.get_or_insert_with(|| reason.clone());
-        }
-        ItemOutcome { scores: scores.into_iter().filter(|score| !matches!(score.outcome, Outcome::Deferred { .. })).collect(), end, ..bare }
-    }
-
-    fn count(&self, outcome: &ItemOutcome) {
-        self.note(&outcome.scores);
-        if let Some(end) = &outcome.end {
-            self.tally().counts.add(end.decision, 1);
-        }
-        self.tell_progress();
-    }
-
-    fn note(&self, scores: &[NewScore]) {
-        let mut tally = self.tally();
-        for score in scores {
-            tally.cost_usd += score.usage.cost_usd.unwrap_or(0.0);
-            if let Outcome::Failed { reason } = &score.outcome {
-                tally.first_failure.get_or_insert_with(|| format!("{}: {reason}", score.metric));
-            }
-            let metric = tally.metrics.entry(score.metric.to_string()).or_default();
-            match &score.outcome {
-                Outcome::Scored { value, passed, .. } => {
-                    metric.n += 1;
-                    metric.sum += value;
-                    metric.verdicts += u64::from(passed.is_some());
-                    metric.passed += u64::from(*passed == Some(true));
-                }
-                Outcome::Failed { .. } => metric.failed += 1,
-                Outcome::NotApplicable { .. } | Outcome::Deferred { .. } => {}
-            }
-        }
-    }
-
-    fn tell_progress(&self) {
-        let Some(progress) = &self.order.progress else { return };
-        let tally = self.tally();
-        let counts = &tally.counts;
-        progress.send_replace(Progress {
-            fetched: counts.fetched,
-            drawn: tally.drawn,
-            decided: counts.scored + counts.failed + counts.deferred + counts.not_applicable,
-        });
-    }
-
-    fn report(&self, stopped: Option<Stopped>, started: Timestamp) -> RunReport {
-        let tally = self.tally();
-        let counts = tally.counts;
-        let judgements_failed = tally.metrics.values().map(|metric| metric.failed).sum::<u64>();
-        let status = if stopped.is_some() || counts.scored == 0 && (tally.blocked || judgements_failed > 0) {
-            RunStatus::Failed
-        } else if counts.failed + counts.deferred > 0 {
-            RunStatus::Partial
-        } else {
-            RunStatus::Succeeded
-        };
-        let error = stopped.map(|stopped| stopped.to_string()).or_else(|| tally.first_failure.clone()).filter(|_| status != RunStatus::Succeeded);
-        let mut metrics: BTreeMap<String, MetricSummary> =
-            self.monitor.metrics.iter().map(|judge| (judge.name.to_string(), MetricSummary::default())).collect();
-        metrics.extend(tally.metrics.iter().map(|(name, metric)| (name.clone(), summary(metric))));
-        RunReport {
-            run_id: self.order.run.id.clone(),
-            monitor: self.monitor.spec.name.clone(),
-            slot: Timestamp::from_microsecond(self.order.run.slot_us).unwrap_or(started),
-            trigger: self.order.run.trigger,
-            status,
-            error: error.map(|error| crate::util::text::one_line(&error, 500)),
-            counts,
-            metrics,
-            published: BTreeMap::new(),
-            alerts: Vec::new(),
-            cost_usd: tally.cost_usd,
-            duration_ms: u64::try_from(self.services.clock.now().duration_since(started).as_millis()).unwrap_or(0),
-        }
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts of a run stay far below 2^52")]
-fn summary(metric: &MetricTally) -> MetricSummary {
-    if metric.n == 0 {
-        return MetricSummary { failed: metric.failed, ..MetricSummary::default() };
-    }
-    let n = metric.n as f64;
-    let (low, high) = wilson(metric.sum / n, n);
-    MetricSummary {
-        n: metric.n,
-        mean: Some(metric.sum / n),
-        pass_rate: (metric.verdicts > 0).then(|| metric.passed as f64 / metric.verdicts as f64),
-        failed: metric.failed,
-        low: Some(low),
-        high: Some(high),
-    }
-}
-
-/// The 95 % Wilson interval of a mean of values in [0, 1] (Wilson 1927); for graded values it errs on the wide side,
-/// since their variance is at most m(1 - m).
-fn wilson(mean: f64, n: f64) -> (f64, f64) {
-    const Z: f64 = 1.959_963_984_540_054;
-    let denominator = 1.0 + Z * Z / n;
-    let centre = (mean + Z * Z / (2.0 * n)) / denominator;
-    let half = Z * (mean * (1.0 - mean) / n + Z * Z / (4.0 * n * n)).sqrt() / denominator;
-    ((centre - half).max(0.0), (centre + half).min(1.0))
 }

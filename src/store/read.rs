@@ -7,8 +7,7 @@ use sqlx::{Row, sqlite::SqliteRow};
 
 use super::{Due, DueNotice, Pending, RunRow, Store};
 use crate::{
-    alerting::Tally,
-    model::{ItemKey, RunReport, Score},
+    model::{ItemKey, RunReport, Score, Tally},
     sinks::Delivery,
 };
 
@@ -24,6 +23,9 @@ pub struct ExportFilter {
     pub since_us: Option<i64>,
 }
 
+/// (metric, queue, state, when delivered, error)
+pub type DeliveryRow = (String, String, i64, Option<i64>, Option<String>);
+
 /// All that is known of one item.
 #[derive(Debug, Clone)]
 pub struct ItemLife {
@@ -38,8 +40,7 @@ pub struct ItemLife {
     /// (when, decision, reason, run)
     pub events: Vec<(i64, String, String, String)>,
     pub scores: Vec<Score>,
-    /// (metric, queue, state, when delivered, error)
-    pub deliveries: Vec<(String, String, i64, Option<i64>, Option<String>)>,
+    pub deliveries: Vec<DeliveryRow>,
 }
 
 #[derive(Debug, Clone, Default)]

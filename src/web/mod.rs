@@ -35,7 +35,6 @@ pub struct Web {
     pub token: Option<SecretString>,
 }
 
-#[must_use]
 pub fn router(web: Web) -> Router {
     Router::new()
         .route("/metrics", get(render_metrics))

@@ -1,7 +1,7 @@
 //! All that goes round a provider: the block on a refused key, limits, timeout, retry, usage and cost. A provider makes
 //! one request; whoever asks sees none of this.
 //!
-//! The order is [`Profile::ask`]'s, and further layers take their place there: what needs no call (a cache) before its
+//! The order is `Profile::ask`'s, and further layers take their place there: what needs no call (a cache) before its
 //! loop, what holds for one attempt (a budget's reservation) around `attempt`, what asks another profile (a fallback)
 //! as a `Model` around it.
 

@@ -37,6 +37,7 @@ struct Row {
     start_time: Timestamp,
     end_time: Option<Timestamp>,
     parent_observation_id: Option<String>,
+    is_root_observation: Option<bool>,
     #[serde(default, rename = "type")]
     kind: String,
     name: Option<String>,
@@ -200,7 +201,9 @@ pub(super) async fn observations(reader: &Reader, trace: &Trace) -> Result<Vec<O
         if page.data.first().is_some_and(|row| found.iter().any(|known| known.id == row.id)) {
             return Err(SourceError::Protocol(format!("Langfuse gave observations of trace {} a second time", trace.id)));
         }
-        found.extend(page.data.into_iter().map(|row| Observation {
+        // The root is the trace itself, not a step of it; one marked by an SDK may still name a parent.
+        let children = page.data.into_iter().filter(|row| row.parent_observation_id.is_some() && row.is_root_observation != Some(true));
+        found.extend(children.map(|row| Observation {
             id: row.id,
             parent_id: row.parent_observation_id,
             name: row.name.unwrap_or_default(),
