@@ -222,22 +222,28 @@ async fn completions_and_a_manual_come_with_the_binary() {
 async fn variables_are_filled_in_after_parsing() {
     let mut site = Site::new().await;
     demo(&site);
-    site.env.push(("PATTERN_NAME".to_owned(), "x: [1, {".to_owned()));
+    site.env.push(("TRICKY".to_owned(), "x: [1, {".to_owned()));
     site.env.push(("N".to_owned(), "3".to_owned()));
     site.write(
         "monitors/m.yaml",
         r#"
 name: m
-description: "${PATTERN_NAME}"
+description: "${TRICKY}"
 labels: { price: "$$5", team: "${TEAM:-support}" }
 schedule: { every: 1h }
 source: { type: file, path: answers.jsonl, lookback: 3650d, settle: 0s }
 sampling: { strategy: oldest, n: "${N}" }
-metrics: [{ name: money, type: regex, field: output, pattern: "[${N}]" }]
+metrics:
+  - name: asked
+    type: judge
+    model: judge
+    output: { kind: boolean }
+    prompt: "Costs ${N}: {{ input }}"
 "#,
     );
     site.run(&["validate"]).await.expect(0);
     assert_eq!(site.once("m").await["counts"]["scored"], 3);
+    assert!(site.world.llm.prompts().iter().all(|prompt| prompt.contains("${N}")), "nothing is filled into a prompt");
 }
 
 /// monitors/ of the project.

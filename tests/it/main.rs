@@ -7,6 +7,7 @@ mod alerts;
 mod build;
 mod cli;
 mod evaluate;
+mod faults;
 mod kills;
 mod pipeline;
 mod publish;

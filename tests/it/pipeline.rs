@@ -77,7 +77,8 @@ async fn from_langfuse_to_the_judge_and_back(mode: Mode, profile: &str) {
     assert_eq!(report["status"], "succeeded", "{report}");
     assert_eq!(count(&report, "scored"), 37, "{report}");
     assert_eq!(report["published"]["langfuse"]["delivered"], 37, "{report}");
-    assert!(report["cost_usd"].as_f64().unwrap() > 0.0, "{report}");
+    // The shipped prices know the one model and not the other, whose cost stays unknown.
+    assert_eq!(report["cost_usd"].as_f64().unwrap() > 0.0, profile == "judge", "{report}");
     let shown = site.world.langfuse.scores();
     assert_eq!(shown.len(), 37);
     for ((trace, name), rows) in &shown {
@@ -288,7 +289,7 @@ fn with_steps(id: &str) -> NewTrace {
         children: vec![
             step("retrieve", "RETRIEVER", json!({ "query": "first" }), json!("Passwords are reset under Settings.")),
             step("retrieve", "RETRIEVER", json!({ "query": "second" }), json!("Ask the help desk.")),
-            step("answer", "GENERATION", json!("System: be kind\nQuestion: Where do I click?\nEnd"), json!("Under Settings.")),
+            step("generate", "GENERATION", json!("System: be kind\nQuestion: Where do I click?\nEnd"), json!("Under Settings.")),
         ],
         ..NewTrace::new(id, Timestamp::now() - minutes(20))
     }
@@ -300,13 +301,15 @@ async fn steps_and_patterns_reach_the_judge() {
         let site = Site::with(mode).await;
         site.world.langfuse.add(with_steps("s1"));
         let extract = json!({
-            "input": "{{ trace.steps.answer.variables.question }}",
+            "input": "{{ trace.steps.generate.variables.question }}",
             "context": "{{ trace.steps.retrieve[1].output }}",
-            "patterns": { "answer": { "input": "Question: (?P<question>.*)" } },
+            "patterns": { "generate": { "input": "Question: (?P<question>.*)" } },
         });
         let metric = with(judge(), json!({ "prompt": "[[item:s1]] Q={{ input }} C={{ context }} A={{ output }}" }));
         site.monitor("m", &with(langfuse(), json!({ "extract": extract, "metrics": [metric] })));
-        assert_eq!(count(&site.once("m").await, "scored"), 1, "{mode:?}");
+        let report = site.once("m").await;
+        let explained = site.run(&["explain", "m", "s1"]).await.stdout;
+        assert_eq!(count(&report, "scored"), 1, "{mode:?}: {explained}");
         let prompt = site.world.llm.prompts().concat();
         assert!(prompt.contains("Where do I click?") && !prompt.contains("be kind"), "{prompt}");
         assert!(prompt.contains("Ask the help desk.") && !prompt.contains("Passwords are reset"), "{prompt}");
@@ -357,9 +360,9 @@ async fn structured_input_is_shown_to_the_judge_as_it_was() {
 #[tokio::test]
 async fn every_fetched_item_ends_in_exactly_one_decision() {
     let site = Site::new().await;
-    site.world.langfuse.add_some(30);
-    for i in 0..4 {
-        site.world.langfuse.add(NewTrace { metadata: json!({ "tenant": "test" }), ..NewTrace::new(format!("x{i}"), Timestamp::now() - minutes(25)) });
+    for i in 0..34 {
+        let tenant = if i < 4 { "test" } else { "acme" };
+        site.world.langfuse.add(NewTrace { metadata: json!({ "tenant": tenant }), ..NewTrace::new(format!("x{i}"), Timestamp::now() - minutes(25)) });
     }
     site.monitor("m", &heuristic(json!({ "source": { "filter": "trace.metadata.tenant != \"test\"" }, "sampling": { "strategy": "random", "n": 10 } })));
     let report = site.once("m").await;

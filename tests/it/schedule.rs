@@ -86,22 +86,22 @@ async fn moment(every: u64, into: f64) {
 
 #[tokio::test]
 async fn a_slot_runs_once_across_restarts() {
+    let slot = || epoch().as_secs() / 12;
     let site = Site::new().await;
-    site.monitor("m", &with(langfuse(), json!({ "schedule": { "every": "8s" }, "metrics": [short()] })));
-    moment(8, 6.0).await;
+    site.monitor("m", &with(langfuse(), json!({ "schedule": { "every": "12s" }, "metrics": [short()] })));
+    moment(12, 10.5).await;
     let daemon = site.daemon().await;
     site.until("the slot's run", |world| world.langfuse.listings() > 0).await;
+    let began = slot();
     site.wait("the run to end", async || site.runs("m").await >= 1.0).await;
     daemon.kill9().await;
     let listings = site.world.langfuse.listings();
-    for _ in 0..2 {
-        let daemon = site.daemon().await;
-        assert_eq!(daemon.stop().await, Some(0));
-    }
+    assert_eq!(site.daemon().await.stop().await, Some(0));
     let _daemon = site.daemon().await;
-    if epoch().as_secs_f64() % 8.0 < 6.5 {
-        moment(8, 7.0).await;
-        assert_eq!(site.world.langfuse.listings(), listings, "the slot ran again after a restart");
+    moment(12, 11.5).await;
+    // On a machine too busy to come back within the slot, the next one has run, as it should.
+    if slot() == began {
+        assert_eq!(site.world.langfuse.listings(), listings, "the slot ran again after a restart:\n{}", site.log());
     }
     site.until("the next slot's run", |world| world.langfuse.listings() > listings).await;
 }
@@ -199,6 +199,16 @@ async fn a_signal_drains_what_is_under_way() {
     let _daemon = site.daemon().await;
     site.until("the rest", |world| world.langfuse.scored("helpful") == 40).await;
     assert_eq!(site.world.llm.most_calls(), 1);
+}
+
+#[tokio::test]
+async fn a_daemon_with_nothing_to_do_ends_at_once() {
+    let site = Site::new().await;
+    site.monitor("m", &with(langfuse(), json!({ "metrics": [short()] })));
+    let daemon = site.daemon().await;
+    let asked = std::time::Instant::now();
+    assert_eq!(daemon.stop().await, Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
 }
 
 #[tokio::test]

@@ -239,7 +239,11 @@ impl Site {
 
     /// Runs of a monitor that came to an end in the daemon that is up.
     pub async fn runs(&self, monitor: &str) -> f64 {
-        self.metric("assayd_runs_total", &[("monitor", monitor)]).await
+        let mut runs = 0.0;
+        for status in ["succeeded", "partial", "failed"] {
+            runs += self.metric("assayd_runs_total", &[("monitor", monitor), ("status", status)]).await;
+        }
+        runs
     }
 
     /// Waits until this many more runs have ended.
