@@ -7,6 +7,9 @@ mod anthropic;
 pub mod layers;
 mod openai;
 pub mod prices;
+#[cfg(test)]
+mod tests;
+mod wire;
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
@@ -15,7 +18,7 @@ use serde_json::Value;
 
 use crate::{
     model::Usage,
-    util::{http::{Http, HttpError}, plugin::Kind},
+    util::{http::Http, plugin::Kind},
 };
 pub use crate::sources::BuildError;
 
@@ -29,6 +32,11 @@ pub trait ProviderConfig: Debug + Send + Sync {
     /// # Errors
     /// What is wrong with the settings, and the key it hangs on.
     fn build(&self, http: &Http) -> Result<Arc<dyn Provider>, BuildError>;
+
+    /// Calls to this provider at the same time; `None` where only the limit over all providers counts.
+    fn concurrency(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// One question to a model.
@@ -74,7 +82,8 @@ pub struct Tokens {
 
 #[async_trait]
 pub trait Provider: Send + Sync {
-    /// One request, no retry, no wait. May be cancelled at any await.
+    /// One request, no retry, no wait; only what a refused parameter calls for is sent again at once, without it.
+    /// May be cancelled at any await. Bounds no time of its own.
     async fn chat(&self, request: &ChatRequest) -> Result<ChatAnswer, ProviderError>;
 
     /// A free check that the provider answers and the key holds (`validate --live`).
@@ -103,18 +112,6 @@ impl ProviderError {
             Self::Transient { kind, .. } => kind,
             Self::Blocked(_) => "blocked",
             Self::Rejected(_) => "rejected",
-        }
-    }
-}
-
-impl From<HttpError> for ProviderError {
-    /// The classes that all providers share; a provider looks at the body first for those it knows better
-    /// (`insufficient_quota` comes as 429 and is not transient).
-    fn from(error: HttpError) -> Self {
-        match &error {
-            HttpError::Status { status: 401..=404, .. } => Self::Blocked(error.to_string()),
-            _ if error.is_retryable() => Self::Transient { kind: error.kind(), message: error.to_string(), retry_after: error.retry_after() },
-            _ => Self::Rejected(error.to_string()),
         }
     }
 }

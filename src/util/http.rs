@@ -149,11 +149,11 @@ impl Http {
     }
 }
 
-/// Reads an answer as JSON.
+/// Reads an answer as JSON; what is read may borrow from it.
 ///
 /// # Errors
 /// `NotJson` with where it broke and how the answer begins.
-pub fn json<T: serde::de::DeserializeOwned>(answer: &Answer) -> Result<T, HttpError> {
+pub fn json<'a, T: serde::Deserialize<'a>>(answer: &'a Answer) -> Result<T, HttpError> {
     serde_json::from_slice(&answer.body).map_err(|error| {
         let head = &answer.body[..answer.body.len().min(120)];
         HttpError::NotJson(format!("{error}; it begins with `{}`", text::one_line(&String::from_utf8_lossy(head), 80)))

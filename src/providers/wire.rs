@@ -1,0 +1,326 @@
+//! What providers share on the wire: requests with secret headers, complaints read from error answers, what was learnt
+//! about a model, and lenient counts.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::RwLock,
+    time::Duration,
+};
+
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{
+    Deserializer, Serialize,
+    de::{SeqAccess, Visitor},
+};
+use serde_json::Value;
+use url::Url;
+
+use super::{BuildError, ProviderError};
+use crate::util::{
+    http::{Answer, Http, HttpError},
+    text,
+};
+
+/// The layers bound an attempt by the profile's timeout; this one only has to be longer than any of those.
+const NO_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+/// A judge's answer is a few kilobytes. What is far larger is no answer of a model.
+const MAX_ANSWER: usize = 8 << 20;
+
+/// One provider's address with the headers that every request carries.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    http: Http,
+    base: Url,
+    headers: HeaderMap,
+}
+
+impl Endpoint {
+    pub(super) fn new(http: &Http, base_url: &str) -> Result<Self, BuildError> {
+        let web = |url: &Url| matches!(url.scheme(), "http" | "https") && url.has_host();
+        let base = Url::parse(base_url).ok().filter(web).ok_or_else(|| BuildError::at("base_url", "`base_url` is no address like `https://host/path`"))?;
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+        Ok(Self { http: Http { timeout: NO_TIMEOUT, max_bytes: MAX_ANSWER, ..http.clone() }, base, headers })
+    }
+
+    /// Adds a header to every request; `key` is the setting it comes from.
+    pub(super) fn header(&mut self, key: &'static str, name: &str, value: &str) -> Result<(), BuildError> {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| BuildError::at(key, format!("`{}` is no name of a header", text::one_line(name, 60))))?;
+        let mut value = HeaderValue::from_str(value).map_err(|_| BuildError::at(key, format!("the value for the header `{name}` has characters that a header cannot have")))?;
+        value.set_sensitive(true);
+        self.headers.insert(name, value);
+        Ok(())
+    }
+
+    /// The user's `headers`, over all others.
+    pub(super) fn extra_headers(&mut self, headers: &BTreeMap<String, SecretString>) -> Result<(), BuildError> {
+        headers.iter().try_for_each(|(name, value)| self.header("headers", name, value.expose_secret()))
+    }
+
+    pub(super) fn host(&self) -> &str {
+        self.base.host_str().unwrap_or_default()
+    }
+
+    /// An address below the base; what the base has as its query stays.
+    pub(super) fn url(&self, path: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        url
+    }
+
+    pub(super) async fn post(&self, url: &Url, body: Vec<u8>) -> Result<Answer, Complaint> {
+        let request = self.http.client.post(url.clone()).headers(self.headers.clone()).body(body);
+        self.http.attempt(request).await.map_err(|error| self.complaint(&error))
+    }
+
+    pub(super) async fn get(&self, url: Url) -> Result<Answer, Complaint> {
+        let request = self.http.client.get(url).headers(self.headers.clone());
+        self.http.attempt(request).await.map_err(|error| self.complaint(&error))
+    }
+
+    pub(super) fn complaint(&self, error: &HttpError) -> Complaint {
+        let mut complaint = Complaint::read(error);
+        complaint.message = self.without_secrets(complaint.message);
+        complaint
+    }
+
+    /// Some proxies quote the key they refuse.
+    fn without_secrets(&self, message: String) -> String {
+        let secrets = self.headers.values().filter(|value| value.is_sensitive()).filter_map(|value| value.to_str().ok());
+        secrets.map(|secret| secret.strip_prefix("Bearer ").unwrap_or(secret)).filter(|secret| secret.len() >= 8).fold(message, |message, secret| message.replace(secret, "[secret]"))
+    }
+}
+
+/// Bytes of a request, built in one pass.
+pub(super) fn body(value: &impl Serialize, capacity: usize) -> Result<Vec<u8>, ProviderError> {
+    let mut bytes = Vec::with_capacity(capacity);
+    serde_json::to_writer(&mut bytes, value).map_err(|error| ProviderError::Rejected(format!("the request cannot be written as JSON: {error}")))?;
+    Ok(bytes)
+}
+
+/// Why there is no answer, as far as it can be read. Providers and the proxies before them word it differently:
+/// `{"error": {"message", "type", "param", "code", "details": {"error_code"}}}`, `{"error": "..."}`, `{"message": "..."}`, text.
+#[derive(Debug)]
+pub(super) struct Complaint {
+    /// 0 where there was no answer.
+    pub status: u16,
+    /// For people, and to look for words in. Untrusted, one line.
+    pub message: String,
+    pub param: Option<String>,
+    pub retry_after: Option<Duration>,
+    /// `type`, `code` and `details.error_code`.
+    codes: Vec<String>,
+    kind: &'static str,
+    retryable: bool,
+}
+
+impl Complaint {
+    fn read(error: &HttpError) -> Self {
+        let mut complaint = Self {
+            status: error.status().unwrap_or(0),
+            message: error.to_string(),
+            param: None,
+            retry_after: error.retry_after(),
+            codes: Vec::new(),
+            kind: error.kind(),
+            retryable: error.is_retryable(),
+        };
+        let HttpError::Status { status, body, headers, .. } = error else { return complaint };
+        // The server knows best: the providers' own clients obey this header before any rule of theirs.
+        match headers.get("x-should-retry").map(HeaderValue::as_bytes) {
+            Some(b"true") => complaint.retryable = true,
+            Some(b"false") => complaint.retryable = false,
+            _ => {}
+        }
+        // The body is clipped, so it may be half a document; then its text is all there is.
+        let Ok(body) = serde_json::from_str::<Value>(body) else { return complaint };
+        let error = body.get("error").unwrap_or(&body);
+        if let Some(message) = error.as_str().or_else(|| error.get("message")?.as_str()) {
+            complaint.message = format!("HTTP {status}: {message}");
+        }
+        complaint.param = error.get("param").and_then(Value::as_str).map(str::to_owned);
+        let codes = [error.get("type"), error.get("code"), error.pointer("/details/error_code")];
+        complaint.codes = codes.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+        complaint
+    }
+
+    /// Whether it carries one of these codes; where no code could be read, whether its text has one.
+    pub(super) fn has_code(&self, codes: &[&str]) -> bool {
+        codes.iter().any(|code| self.codes.iter().any(|own| own == code) || (self.codes.is_empty() && self.message.contains(code)))
+    }
+
+    /// Whether the request was found wrong and one of these words is in the reason.
+    pub(super) fn names(&self, words: &[&str]) -> bool {
+        matches!(self.status, 400 | 422) && words.iter().any(|word| self.message.contains(word) || self.param.as_deref().is_some_and(|param| param.contains(word)))
+    }
+
+    /// Whether it says that the model or the server does not know, or not take, this parameter.
+    pub(super) fn refuses(&self, parameter: &str) -> bool {
+        const PHRASES: [&str; 8] = ["nsupported", "not support", "nrecognized", "nknown", "not permitted", "not allowed", "deprecated", "xtra inputs"];
+        self.names(&[parameter]) && (self.has_code(&["unsupported_parameter", "unsupported_value", "unknown_parameter"]) || PHRASES.iter().any(|phrase| self.message.contains(phrase)))
+    }
+
+    /// The class that callers see. `capped`: the provider's own way of saying that money or quota is used up.
+    pub(super) fn into_error(self, capped: bool) -> ProviderError {
+        match self.status {
+            _ if capped => ProviderError::Blocked(format!("quota or credit is used up: {}", self.message)),
+            401 => ProviderError::Blocked(format!("key refused: {}", self.message)),
+            402 => ProviderError::Blocked(format!("billing: {}", self.message)),
+            403 => ProviderError::Blocked(format!("not permitted: {}", self.message)),
+            404 => ProviderError::Blocked(format!("no such model or address: {}", self.message)),
+            _ if self.retryable => ProviderError::Transient { kind: self.kind, message: self.message, retry_after: self.retry_after },
+            _ => ProviderError::Rejected(self.message),
+        }
+    }
+}
+
+/// What was learnt about each model by being refused; kept as long as the process lives.
+#[derive(Debug)]
+pub(super) struct Learnt<Q>(RwLock<HashMap<String, Q>>);
+
+impl<Q> Default for Learnt<Q> {
+    fn default() -> Self {
+        Self(RwLock::default())
+    }
+}
+
+impl<Q: Copy> Learnt<Q> {
+    /// What is known about `model`, `guess` the first time.
+    pub(super) fn of(&self, model: &str, guess: impl FnOnce() -> Q) -> Q {
+        // A poisoned lock only means that a reader panicked; the map is whole.
+        let known = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(model).copied();
+        known.unwrap_or_else(|| {
+            let guess = guess();
+            self.set(model, guess);
+            guess
+        })
+    }
+
+    pub(super) fn set(&self, model: &str, quirks: Q) {
+        self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(model.to_owned(), quirks);
+    }
+}
+
+/// The system prompt where the schema can only be asked for in words. Some servers want to read "JSON" somewhere.
+pub(super) fn told_in_words<'a>(system: Option<&'a str>, schema: Option<&Value>) -> Option<Cow<'a, str>> {
+    let Some(schema) = schema else { return system.map(Cow::Borrowed) };
+    let order = format!("Answer with one JSON object and nothing else. It must follow this JSON Schema:\n{schema}");
+    Some(Cow::Owned(match system {
+        Some(system) => format!("{system}\n\n{order}"),
+        None => order,
+    }))
+}
+
+/// For `deserialize_with`: a count that may be missing, null, a float or nonsense. What is no count is unknown.
+pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    struct Count;
+
+    impl<'de> Visitor<'de> for Count {
+        type Value = Option<u64>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a count")
+        }
+
+        fn visit_u64<E>(self, count: u64) -> Result<Self::Value, E> {
+            // Counts are summed later; no real one comes near.
+            Ok(Some(count).filter(|count| *count < 1 << 50))
+        }
+
+        fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in range, and whole as far as a count is")]
+        fn visit_f64<E>(self, count: f64) -> Result<Self::Value, E> {
+            Ok((0.0..1e15).contains(&count).then_some(count as u64))
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            while seq.next_element::<serde::de::IgnoredAny>()?.is_some() {}
+            Ok(None)
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            while map.next_entry::<serde::de::IgnoredAny, serde::de::IgnoredAny>()?.is_some() {}
+            Ok(None)
+        }
+    }
+
+    deserializer.deserialize_any(Count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complaint(status: u16, body: &str) -> Complaint {
+        Complaint::read(&HttpError::Status { status, body: body.to_owned(), retry_after: None, headers: Box::default() })
+    }
+
+    #[test]
+    fn a_complaint_is_read_in_every_shape() {
+        let table = [
+            (r#"{"error":{"message":"m","type":"t","param":"p","code":"c"}}"#, "HTTP 400: m"),
+            (r#"{"type":"error","error":{"type":"t","message":"m"}}"#, "HTTP 400: m"),
+            (r#"{"error":"m"}"#, "HTTP 400: m"),
+            (r#"{"message":"m"}"#, "HTTP 400: m"),
+            (r#"{"error":{"message":"m","#, r#"HTTP 400: {"error":{"message":"m","#),
+            ("[1]", "HTTP 400: [1]"),
+        ];
+        for (body, message) in table {
+            assert_eq!(complaint(400, body).message, message, "{body}");
+        }
+        let cut = complaint(429, r#"{"error":{"code":"insufficient_quota","message":"m…"#);
+        assert!(cut.has_code(&["insufficient_quota"]));
+    }
+
+    #[test]
+    fn a_refused_parameter_is_told_from_a_wrong_value() {
+        let refused = complaint(400, r#"{"error":{"message":"Unsupported value","param":"temperature","code":"unsupported_value"}}"#);
+        assert!(refused.refuses("temperature") && !refused.refuses("max_tokens"));
+        assert!(complaint(400, r#"{"error":{"message":"temperature: Extra inputs are not permitted"}}"#).refuses("temperature"));
+        let wrong = complaint(400, r#"{"error":{"message":"max_tokens is too large: 9. This model supports at most 4.","param":"max_tokens","code":"invalid_value"}}"#);
+        assert!(!wrong.refuses("max_tokens"));
+    }
+
+    #[test]
+    fn the_header_decides_whether_to_try_again() {
+        let with = |status, word: &'static str| {
+            let headers = HeaderMap::from_iter([(HeaderName::from_static("x-should-retry"), HeaderValue::from_static(word))]);
+            Complaint::read(&HttpError::Status { status, body: String::new(), retry_after: None, headers: Box::new(headers) }).into_error(false)
+        };
+        assert!(matches!(with(500, "false"), ProviderError::Rejected(_)));
+        assert!(matches!(with(400, "true"), ProviderError::Transient { .. }));
+        assert!(matches!(with(401, "true"), ProviderError::Blocked(_)));
+    }
+
+    #[test]
+    fn a_key_that_a_proxy_quotes_is_taken_out() {
+        let http = Http::new(reqwest::Client::new(), crate::util::backoff::Policy::default());
+        let mut endpoint = Endpoint::new(&http, "http://localhost/v1/?api-version=1").unwrap();
+        endpoint.header("api_key", "authorization", "Bearer sk-secret-1").unwrap();
+        let error = HttpError::Status { status: 401, body: "bad key sk-secret-1".to_owned(), retry_after: None, headers: Box::default() };
+        assert_eq!(endpoint.complaint(&error).message, "HTTP 401: bad key [secret]");
+        assert!(!format!("{endpoint:?}").contains("sk-secret-1"));
+        assert_eq!(endpoint.url(&["chat", "completions"]).as_str(), "http://localhost/v1/chat/completions?api-version=1");
+        assert!(endpoint.header("headers", "a b", "x").is_err() && Endpoint::new(&http, "file:///x").is_err());
+    }
+}
