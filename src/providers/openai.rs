@@ -1,4 +1,4 @@
-//! OpenAI's chat completions, and every server that speaks them.
+//! `OpenAI`'s chat completions, and every server that speaks them.
 //!
 //! Servers differ in three ways that only a refusal tells: how strictly an answer can be made to follow a schema, what
 //! the limit of the answer is called, and whether a temperature is taken. Each is tried once, and what a server
@@ -100,7 +100,9 @@ impl ProviderConfig for OpenAiConfig {
         let mut endpoint = Endpoint::new(http, &self.base_url)?;
         match &self.api_key {
             Some(key) => endpoint.header("api_key", "authorization", &format!("Bearer {}", key.expose_secret().trim()))?,
-            None if endpoint.host() == "api.openai.com" && self.headers.is_empty() => return Err(BuildError::at("api_key", "api.openai.com needs an `api_key`")),
+            None if endpoint.host() == "api.openai.com" && self.headers.is_empty() => {
+                return Err(BuildError::at("api_key", "api.openai.com needs an `api_key`"));
+            }
             None => {}
         }
         if let Some(organization) = &self.organization {
@@ -173,7 +175,12 @@ impl Provider for OpenAi {
                 Ok(answer) => {
                     // Only now it is sure that what was left out was the reason.
                     if quirks != known {
-                        tracing::info!(host = self.endpoint.host(), model = request.model, ?quirks, "the server refused a parameter and is asked without it from now on");
+                        tracing::info!(
+                            host = self.endpoint.host(),
+                            model = request.model,
+                            ?quirks,
+                            "the server refused a parameter and is asked without it from now on"
+                        );
                         self.learnt.set(&request.model, quirks);
                     }
                     return Ok(answer);

@@ -129,6 +129,7 @@ fn times(tokens: u64, price: f64) -> f64 {
 }
 
 /// What the shipped table says a model can do; `None` where it says nothing.
+#[expect(clippy::struct_field_names, reason = "the table's names")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct Abilities {
@@ -177,7 +178,8 @@ fn names(provider: &str, model: &str) -> Vec<String> {
 fn undated(model: &str) -> Option<&str> {
     ["-dddddddd", "-dddd-dd-dd", "@dddddddd"].into_iter().find_map(|form| {
         let start = model.len().checked_sub(form.len()).filter(|start| *start > 0)?;
-        let fits = model.as_bytes()[start..].iter().zip(form.bytes()).all(|(byte, wanted)| if wanted == b'd' { byte.is_ascii_digit() } else { *byte == wanted });
+        let fits =
+            model.as_bytes()[start..].iter().zip(form.bytes()).all(|(byte, wanted)| if wanted == b'd' { byte.is_ascii_digit() } else { *byte == wanted });
         fits.then(|| &model[..start])
     })
 }
@@ -290,7 +292,11 @@ mod tests {
 
     #[test]
     fn a_price_below_nothing_is_refused() {
-        for bad in [r#"{"input_cost_per_token": -1, "output_cost_per_token": 2}"#, r#"{"input_cost_per_token": 1}"#, r#"{"input_cost_per_token": 1, "output_cost_per_token": 1, "x": 1}"#] {
+        for bad in [
+            r#"{"input_cost_per_token": -1, "output_cost_per_token": 2}"#,
+            r#"{"input_cost_per_token": 1}"#,
+            r#"{"input_cost_per_token": 1, "output_cost_per_token": 1, "x": 1}"#,
+        ] {
             assert!(serde_json::from_str::<Price>(bad).is_err(), "{bad}");
         }
     }
@@ -309,7 +315,10 @@ mod tests {
     #[test]
     fn abilities_come_from_the_table() {
         let opus = abilities("claude-opus-5-5");
-        assert_eq!((opus.supports_native_structured_output, opus.supports_forced_tool_use, opus.supports_sampling_params), (Some(true), Some(false), Some(false)));
+        assert_eq!(
+            (opus.supports_native_structured_output, opus.supports_forced_tool_use, opus.supports_sampling_params),
+            (Some(true), Some(false), Some(false))
+        );
         assert_eq!(abilities("my-own"), Abilities::default());
     }
 }

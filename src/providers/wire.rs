@@ -25,7 +25,7 @@ use crate::util::{
 };
 
 /// The layers bound an attempt by the profile's timeout; this one only has to be longer than any of those.
-const NO_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+const NO_TIMEOUT: Duration = Duration::from_hours(24);
 
 /// A judge's answer is a few kilobytes. What is far larger is no answer of a model.
 const MAX_ANSWER: usize = 8 << 20;
@@ -48,8 +48,10 @@ impl Endpoint {
 
     /// Adds a header to every request; `key` is the setting it comes from.
     pub(super) fn header(&mut self, key: &'static str, name: &str, value: &str) -> Result<(), BuildError> {
-        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| BuildError::at(key, format!("`{}` is no name of a header", text::one_line(name, 60))))?;
-        let mut value = HeaderValue::from_str(value).map_err(|_| BuildError::at(key, format!("the value for the header `{name}` has characters that a header cannot have")))?;
+        let name =
+            HeaderName::from_bytes(name.as_bytes()).map_err(|_| BuildError::at(key, format!("`{}` is no name of a header", text::one_line(name, 60))))?;
+        let mut value = HeaderValue::from_str(value)
+            .map_err(|_| BuildError::at(key, format!("the value for the header `{name}` has characters that a header cannot have")))?;
         value.set_sensitive(true);
         self.headers.insert(name, value);
         Ok(())
@@ -92,7 +94,10 @@ impl Endpoint {
     /// Some proxies quote the key they refuse.
     fn without_secrets(&self, message: String) -> String {
         let secrets = self.headers.values().filter(|value| value.is_sensitive()).filter_map(|value| value.to_str().ok());
-        secrets.map(|secret| secret.strip_prefix("Bearer ").unwrap_or(secret)).filter(|secret| secret.len() >= 8).fold(message, |message, secret| message.replace(secret, "[secret]"))
+        secrets
+            .map(|secret| secret.strip_prefix("Bearer ").unwrap_or(secret))
+            .filter(|secret| secret.len() >= 8)
+            .fold(message, |message, secret| message.replace(secret, "[secret]"))
     }
 }
 
@@ -156,13 +161,16 @@ impl Complaint {
 
     /// Whether the request was found wrong and one of these words is in the reason.
     pub(super) fn names(&self, words: &[&str]) -> bool {
-        matches!(self.status, 400 | 422) && words.iter().any(|word| self.message.contains(word) || self.param.as_deref().is_some_and(|param| param.contains(word)))
+        matches!(self.status, 400 | 422)
+            && words.iter().any(|word| self.message.contains(word) || self.param.as_deref().is_some_and(|param| param.contains(word)))
     }
 
     /// Whether it says that the model or the server does not know, or not take, this parameter.
     pub(super) fn refuses(&self, parameter: &str) -> bool {
         const PHRASES: [&str; 8] = ["nsupported", "not support", "nrecognized", "nknown", "not permitted", "not allowed", "deprecated", "xtra inputs"];
-        self.names(&[parameter]) && (self.has_code(&["unsupported_parameter", "unsupported_value", "unknown_parameter"]) || PHRASES.iter().any(|phrase| self.message.contains(phrase)))
+        self.names(&[parameter])
+            && (self.has_code(&["unsupported_parameter", "unsupported_value", "unknown_parameter"])
+                || PHRASES.iter().any(|phrase| self.message.contains(phrase)))
     }
 
     /// The class that callers see. `capped`: the provider's own way of saying that money or quota is used up.
@@ -297,7 +305,8 @@ mod tests {
         let refused = complaint(400, r#"{"error":{"message":"Unsupported value","param":"temperature","code":"unsupported_value"}}"#);
         assert!(refused.refuses("temperature") && !refused.refuses("max_tokens"));
         assert!(complaint(400, r#"{"error":{"message":"temperature: Extra inputs are not permitted"}}"#).refuses("temperature"));
-        let wrong = complaint(400, r#"{"error":{"message":"max_tokens is too large: 9. This model supports at most 4.","param":"max_tokens","code":"invalid_value"}}"#);
+        let wrong =
+            complaint(400, r#"{"error":{"message":"max_tokens is too large: 9. This model supports at most 4.","param":"max_tokens","code":"invalid_value"}}"#);
         assert!(!wrong.refuses("max_tokens"));
     }
 
