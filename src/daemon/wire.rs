@@ -68,6 +68,8 @@ pub fn http(settings: &Settings) -> anyhow::Result<Http> {
         .user_agent(concat!("assayd/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(Duration::from_secs(5))
         .pool_idle_timeout(Duration::from_secs(60))
+        // A key in a header of its own would follow a redirect to another host.
+        .redirect(reqwest::redirect::Policy::none())
         .build()
         .context("setting up the HTTP client")?;
     Ok(Http::new(client, settings.retry))
@@ -79,7 +81,7 @@ pub fn gateway(settings: &Settings, http: &Http) -> anyhow::Result<Gateway> {
     let mut providers = std::collections::BTreeMap::new();
     for (name, config) in &settings.providers {
         let provider = config.build(http).with_context(|| format!("provider `{name}`"))?;
-        providers.insert(name.clone(), ProviderSpec { provider, concurrency: None });
+        providers.insert(name.clone(), ProviderSpec { provider, concurrency: config.concurrency() });
     }
     let profile = |spec: &crate::config::ProfileSpec| ProfileSpec {
         provider: spec.provider.clone(),

@@ -157,7 +157,7 @@ impl Anthropic {
         // A model that the table does not know is likely newer than it, so the native way is still tried second.
         let (structured, next): (_, &[_]) = match (native_first, tool) {
             (true, true) => (Structured::Native, &[Structured::Tool, Structured::Prompt]),
-            (true | false, false) => (Structured::Native, &[Structured::Prompt]),
+            (_, false) => (Structured::Native, &[Structured::Prompt]),
             (false, true) => (Structured::Tool, &[Structured::Native, Structured::Prompt]),
         };
         Quirks { structured, next, temperature: self.takes_temperature && abilities.supports_sampling_params != Some(false) }
@@ -320,6 +320,7 @@ struct StopDetails {
     explanation: Option<String>,
 }
 
+#[expect(clippy::struct_field_names, reason = "Anthropic's names")]
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct WireUsage {

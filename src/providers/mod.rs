@@ -144,7 +144,7 @@ pub struct Reply {
 /// A profile, ready to be asked: the provider with all layers round it.
 #[async_trait]
 pub trait Model: Send + Sync {
-    /// Waits for a free place, tries again, gives up. `CallError` carries what was used up to then.
+    /// Waits for a free place, tries again, gives up. May be cancelled at any await.
     async fn ask(&self, question: Question, cx: CallCx<'_>) -> Result<Reply, CallError>;
 
     /// Provider and model by name: part of a judge's revision.

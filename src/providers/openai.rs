@@ -1,4 +1,4 @@
-//! OpenAI's chat completions, and every server that speaks them.
+//! `OpenAI`'s chat completions, and every server that speaks them.
 //!
 //! Servers differ in three ways that only a refusal tells: how strictly an answer can be made to follow a schema, what
 //! the limit of the answer is called, and whether a temperature is taken. Each is tried once, and what a server

@@ -129,6 +129,7 @@ fn times(tokens: u64, price: f64) -> f64 {
 }
 
 /// What the shipped table says a model can do; `None` where it says nothing.
+#[expect(clippy::struct_field_names, reason = "the table's names")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct Abilities {

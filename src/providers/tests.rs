@@ -17,9 +17,11 @@ use serde_json::{Value, json};
 use super::*;
 use crate::util::backoff::Policy;
 
+type Headers = &'static [(&'static str, &'static str)];
+
 #[derive(Clone, Default)]
 struct Server {
-    script: Arc<Mutex<VecDeque<(u16, &'static [(&'static str, &'static str)], Value)>>>,
+    script: Arc<Mutex<VecDeque<(u16, Headers, Value)>>>,
     seen: Arc<Mutex<Vec<(String, HeaderMap, Value)>>>,
 }
 
@@ -28,7 +30,7 @@ impl Server {
         self.says_with(status, &[], body)
     }
 
-    fn says_with(self, status: u16, headers: &'static [(&'static str, &'static str)], body: Value) -> Self {
+    fn says_with(self, status: u16, headers: Headers, body: Value) -> Self {
         self.script.lock().unwrap().push_back((status, headers, body));
         self
     }

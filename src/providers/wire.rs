@@ -25,7 +25,7 @@ use crate::util::{
 };
 
 /// The layers bound an attempt by the profile's timeout; this one only has to be longer than any of those.
-const NO_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+const NO_TIMEOUT: Duration = Duration::from_hours(24);
 
 /// A judge's answer is a few kilobytes. What is far larger is no answer of a model.
 const MAX_ANSWER: usize = 8 << 20;

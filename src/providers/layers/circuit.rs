@@ -15,7 +15,7 @@ use tokio::{sync::Notify, time::Instant};
 use crate::providers::{ProviderError, ProviderError::Blocked};
 
 /// SPEC 7: a minute later it is tried again.
-const PROBE_AFTER: Duration = Duration::from_secs(60);
+const PROBE_AFTER: Duration = Duration::from_mins(1);
 
 /// How long the first call of a process goes ahead alone. A refused key answers much faster than a judge does, and
 /// this keeps a whole wave of calls from running into it; short enough to be lost in the time of one judgement.
@@ -131,12 +131,11 @@ impl Pass<'_> {
                 *empty = Some(Block { reason: reason.clone(), since: Timestamp::now(), probe_at: Instant::now() + PROBE_AFTER, probing: false });
                 Some(Change::Blocked)
             }
-            // The provider is ill, which says nothing about the key: `drop` lets the next call probe.
-            (Err(ProviderError::Transient { .. }), _) => None,
             (Ok(_) | Err(ProviderError::Rejected(_)), open) if self.probe => {
                 *open = None;
                 Some(Change::Unblocked)
             }
+            // A passing fault says nothing about the key; after a probe's, `drop` lets the next call probe.
             _ => None,
         }
     }

@@ -44,7 +44,7 @@ use crate::{
 const MAX_TOKENS: u32 = 1024;
 
 /// Of one attempt, where the profile does not say.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A probe asks for a list and no judgement.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -164,13 +164,11 @@ impl Gateway {
 
 impl Models for Gateway {
     fn model(&self, profile: &str) -> Result<Arc<dyn Model>, String> {
-        match self.profiles.get(profile) {
-            Some(found) => Ok(Arc::clone(found) as Arc<dyn Model>),
-            None => {
-                let names: Vec<String> = self.profiles.keys().cloned().collect();
-                Err(format!("there is no profile `{profile}`; there {}", listed(&names)))
-            }
-        }
+        let Some(found) = self.profiles.get(profile) else {
+            let names: Vec<String> = self.profiles.keys().cloned().collect();
+            return Err(format!("there is no profile `{profile}`; there {}", listed(&names)));
+        };
+        Ok(Arc::clone(found) as Arc<dyn Model>)
     }
 }
 

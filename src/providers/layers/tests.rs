@@ -199,7 +199,7 @@ async fn limits_hold_and_nothing_waits_for_a_retry_in_a_place() {
 #[tokio::test(start_paused = true)]
 async fn a_rate_limit_said_twice_pauses_all_calls_of_the_provider() {
     let provider = Scripted::new((0..2).map(|_| transient("rate_limited", Some(10))), fine(), 10);
-    let gateway = gateway(&provider, 2, None);
+    let gateway = gateway(&provider, 1, None);
     let judge = gateway.model("judge").unwrap();
     let replies = join_all((0..50).map(|_| ask(&judge))).await;
     assert!(replies.iter().all(Result::is_ok));
