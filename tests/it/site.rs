@@ -93,7 +93,7 @@ impl Site {
             },
             "profiles": {
                 "judge": { "provider": "openai", "model": "gpt-4o-mini" },
-                "judge-a": { "provider": "anthropic", "model": "claude-haiku-4-5" },
+                "judge-a": { "provider": "anthropic", "model": "claude-3-5-haiku-20241022" },
             },
         });
         let site = Self { world, folder, port, settings, env: Vec::new(), client: reqwest::Client::new(), logs: Arc::default() };
