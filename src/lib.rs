@@ -37,13 +37,25 @@
 //! that sleeps through its interval (a suspended machine) never fires again; a panic in a job's closure kills the job; a
 //! zone is frozen at creation, so daylight saving shifts it. Within its limits it is sound: few jobs, cron form, UTC,
 //! async closures that do not panic, a channel several times the number of jobs.
-//! The heap here: 10,000 monitors with p99 of 2.5 to 2.8 ms spread and 24 to 32 ms all at once, none missed.
+//! The heap here, by `cargo bench` on such a machine: 10,000 monitors with a p99 of 0.4 ms spread over a minute and of 12 ms
+//! all at once, none missed. What a slot needs beyond the hand-over (compiling the monitor, a look at changed files) is
+//! done by tasks beside the daemon's loop, so the loop hands over thousands of slots within the same milliseconds.
 //!
 //! # Settings
 //!
 //! [`util::yaml`] reads YAML into a tree in which every value knows its place; [`config`] merges, fills in and checks on
 //! that tree, so that every fault names file, line and column. (serde alone loses places in tagged and flattened parts;
 //! the parser is granit, the one under serde-saphyr.) Plug-ins register themselves: one file, one `mod` line.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::float_cmp,
+        clippy::unnecessary_wraps,
+        clippy::unused_async,
+        reason = "tests compare what was written down, and stand in for what may fail or wait"
+    )
+)]
 
 pub mod alerting;
 pub mod cli;

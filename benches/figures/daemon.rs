@@ -47,7 +47,8 @@ fn idle_cpu(daemon: &Background, over: Duration) -> anyhow::Result<f64> {
 pub fn figures(size: Size, report: &mut Report) -> anyhow::Result<()> {
     hundred(size, report)?;
     thousand(size, report)?;
-    ten_thousand(size, report)
+    ten_thousand(size, report)?;
+    slots(size, report)
 }
 
 fn hundred(size: Size, report: &mut Report) -> anyhow::Result<()> {
@@ -120,5 +121,40 @@ fn ten_thousand(size: Size, report: &mut Report) -> anyhow::Result<()> {
     let theirs = idle_cpu(&reference, over)?;
     let reference = format!("tokio-cron-scheduler with as many jobs, nothing else: {}; resident here {}", shown(theirs, "%"), shown(rss, "MiB"));
     report.figure(&format!("CPU of {monitors} idle monitors, of one core"), ours, "%", Some(1.0), &reference);
+    Ok(())
+}
+
+/// Monitors that do run: each slot is a run over a file with one line, which is new the first time and known from then on.
+fn slots(size: Size, report: &mut Report) -> anyhow::Result<()> {
+    let (monitors, every) = (size.pick(10_000, 1_000), size.pick(60, 10));
+    for (jitter, spread, limit) in [(every - 1, "spread over the interval", 10.0), (0, "all at once", 50.0)] {
+        let site = Site::new(NOWHERE, 16)?;
+        fs::write(site.path().join("answers.jsonl"), "{\"id\": \"a\", \"output\": \"Yes.\"}\n")?;
+        for number in 0..monitors {
+            let name = format!("m{number:05}");
+            let monitor = format!(
+                "schedule: {{ every: {every}s, jitter: {jitter}s, catch_up: none }}\nsource: {{ type: file, path: answers.jsonl, settle: 0s }}\n\
+                 metrics: [ {{ name: brief, type: length, max: 400 }} ]\n"
+            );
+            site.monitor(&name, &monitor)?;
+        }
+        let (daemon, _) = site.daemon()?;
+        let before = process::cpu(daemon.pid())?;
+        // Two rounds for each, and time to finish them.
+        std::thread::sleep(Duration::from_secs(2 * every + 5));
+        let metrics = site.get("metrics")?;
+        let cpu = process::cpu(daemon.pid())?.saturating_sub(before).as_secs_f64() * 1000.0;
+        let buckets: Vec<(f64, f64)> = metrics
+            .lines()
+            .filter_map(|line| line.strip_prefix("assayd_schedule_lateness_seconds_bucket{le=\"")?.split_once("\"} "))
+            .filter_map(|(bound, n)| Some((bound.parse().ok()?, n.parse().ok()?)))
+            .collect();
+        let fired = buckets.last().map_or(0.0, |(_, n)| *n);
+        ensure!(fired >= 2.0 * f64::from(monitors), "{fired} slots of {monitors} monitors fired in two rounds");
+        ensure!(!metrics.contains("status=\"missed\""), "slots were missed");
+        let p99 = buckets.iter().find(|(_, n)| *n >= 0.99 * fired).map_or(f64::NAN, |(bound, _)| bound * 1000.0);
+        let reference = format!("bound of the bucket; {fired} slots, none missed; CPU a run: {}", shown(cpu / fired, "ms"));
+        report.figure(&format!("the same in the daemon, every slot a run, {monitors} monitors {spread}"), p99, "ms", Some(limit), &reference);
+    }
     Ok(())
 }

@@ -82,7 +82,7 @@ const BATCH: usize = 10_000;
 
 /// Milliseconds of the median round; every round looks up others.
 async fn look_up(state: &Path, stored: usize) -> anyhow::Result<f64> {
-    let store = Store::open_to_read(state)?;
+    let store = Store::open_to_read(state).await?;
     let mut rounds = Vec::new();
     for round in 0..7 {
         let keys: Vec<ItemKey> = batch(stored, round).map(|number| ItemKey::new(SOURCE, MONITOR, &item_id(number))).collect();

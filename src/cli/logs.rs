@@ -8,7 +8,10 @@ use crate::config::{LogFormat, LogSpec, Rotation};
 
 /// Log lines to standard error and, where the settings say so, to files. The guard flushes the file when it is dropped.
 pub(super) fn start(spec: &LogSpec) -> Result<Option<WorkerGuard>, Failure> {
-    let filter = || EnvFilter::try_new(&spec.level).map_err(|error| Failure::Usage(format!("log level `{}`: {error}", spec.level)));
+    // The housekeeping's scheduler tells each step of its own at `info`; a filter that names it has the last word.
+    let filter = || {
+        EnvFilter::try_new(format!("tokio_cron_scheduler=warn,{}", spec.level)).map_err(|error| Failure::Usage(format!("log level `{}`: {error}", spec.level)))
+    };
     let terminal = std::io::stderr().is_terminal();
     let format = spec.format.unwrap_or(if terminal { LogFormat::Pretty } else { LogFormat::Json });
     let colour = terminal && std::env::var_os("NO_COLOR").is_none();

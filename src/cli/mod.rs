@@ -14,6 +14,7 @@ mod validate;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use comfy_table::{LineStyle, TableStyle};
 
 use crate::{
     config::{Cache, Loaded, Overrides, Settings, load_monitors, load_settings},
@@ -213,6 +214,8 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
 /// A table with a header, sized to the terminal.
 fn table(header: &[&str]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
+    // One rule under the header: rows stay greppable, and a narrow terminal keeps its width.
+    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-')));
     table.set_header(header.to_vec());
     table
 }

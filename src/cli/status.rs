@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Failure, Format, Overrides, block_on, monitors, print, settings, table};
 use crate::{
     schedule::plan::Plan,
-    store::Store,
+    store::{Store, lock::StateLock},
     util::{duration::Human, text::one_line},
 };
 
@@ -37,6 +37,7 @@ pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(),
         }
         Ok(())
     })?;
+    let daemon = StateLock::holder(&settings.state).filter(|holder| holder.command == "assayd run");
     let lag = |us: Option<i64>| us.map(|us| Human(Duration::from_secs(u64::try_from((now.as_microsecond() - us) / 1_000_000).unwrap_or(0))));
     let faults: Vec<String> = loaded.faults.iter().map(ToString::to_string).collect();
     if arguments.format == Format::Json {
@@ -50,7 +51,10 @@ pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(),
             .collect();
         let queues: Vec<_> =
             queues.iter().map(|queue| json!({ "sink": queue.name, "waiting": queue.waiting, "dead": queue.dead, "error": queue.error })).collect();
-        return print(&format!("{}\n", json!({ "monitors": monitors, "outbox": queues, "faults": faults })));
+        return print(&format!(
+            "{}\n",
+            json!({ "daemon": daemon.map(|daemon| json!({ "pid": daemon.pid, "listen": daemon.listen })), "monitors": monitors, "outbox": queues, "faults": faults })
+        ));
     }
     let mut shown = table(&["monitor", "next run", "last run", "scored", "watermark lag", "alerts"]);
     for (name, enabled, next, status) in &rows {
@@ -61,7 +65,16 @@ pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(),
         let lag = lag(status.watermark_us).map_or_else(|| "-".to_owned(), |lag| lag.to_string());
         shown.add_row([name.clone(), next, last, scored, lag, if alerts.is_empty() { "none".to_owned() } else { alerts.join(", ") }]);
     }
-    let mut out = format!("{shown}\n");
+    let mut out = match &daemon {
+        Some(daemon) => format!("daemon: process {}, {}\n", daemon.pid, daemon.listen.as_ref().map_or_else(|| "no API".to_owned(), |at| format!("at {at}"))),
+        None => "daemon: not running, no slot will fire\n".to_owned(),
+    };
+    out += &format!("{shown}\n");
+    for (name, .., status) in &rows {
+        if let Some(error) = status.last_run.as_ref().and_then(|run| run.error.as_deref()) {
+            out += &format!("{name}: {}\n", one_line(error, 300));
+        }
+    }
     for queue in &queues {
         let error = queue.error.as_deref().map(|error| format!(" (last error: {})", one_line(error, 200))).unwrap_or_default();
         out += &format!("outbox {}: {} waiting, {} dead{error}\n", queue.name, queue.waiting, queue.dead);

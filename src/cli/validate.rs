@@ -1,7 +1,11 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::{Failure, Overrides, block_on, monitors, print, settings};
-use crate::daemon::wire;
+use super::{Failure, Overrides, block_on, monitors, print};
+use crate::{
+    config::{Cache, DEFAULT_CONFIG, Loaded, Settings, load_monitors, read_settings},
+    daemon::wire,
+    util::yaml::{Fault, Span},
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -13,34 +17,74 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn validate(overrides: &Overrides, arguments: &Arguments) -> Result<(), Failure> {
-    let settings = match settings(overrides) {
-        Ok(settings) => settings,
-        // An invalid file is what this command looks for.
-        Err(Failure::Settings(faults)) => {
-            print(&faults.iter().map(|fault| format!("{fault}\n")).collect::<String>())?;
-            return Err(Failure::Problems);
-        }
-        Err(failure) => return Err(failure),
-    };
-    let loaded = monitors(&settings);
-    let asked =
-        |file: &str| arguments.paths.is_empty() || arguments.paths.iter().any(|path| PathBuf::from(file).starts_with(path.strip_prefix("./").unwrap_or(path)));
-    let faults: Vec<String> = loaded.faults.iter().filter(|fault| asked(&fault.at.file)).map(|fault| format!("{fault}\n")).collect();
-    print(&faults.concat())?;
-    let mut sound = faults.is_empty();
-    if arguments.live {
+    // An invalid file is what this command looks for, so monitors are checked beside faults of the settings.
+    let (settings, of_settings) = read_settings(overrides);
+    print(&of_settings.iter().map(|fault| format!("{fault}\n")).collect::<String>())?;
+    let Some(settings) = settings else { return Err(Failure::Problems) };
+    let mut loaded = if arguments.paths.is_empty() { monitors(&settings) } else { chosen(&settings, overrides, &arguments.paths) };
+    // The settings' own `.env` is read for both.
+    loaded.faults.retain(|fault| !of_settings.contains(fault));
+    print(&loaded.faults.iter().map(|fault| format!("{fault}\n")).collect::<String>())?;
+    let faults = of_settings.len() + loaded.faults.len();
+    let mut sound = faults == 0;
+    if arguments.live && of_settings.is_empty() {
         sound &= block_on(live(&settings, &loaded))?;
     }
     if !sound {
-        eprintln!("{} faults in {} files", faults.len(), loaded.files);
+        eprintln!("{faults} faults; {} files of monitors", loaded.files);
         return Err(Failure::Problems);
     }
     eprintln!("{} monitors in {} files: all sound", loaded.monitors.len(), loaded.files);
     Ok(())
 }
 
+/// The monitors of some files and folders, in the monitors' folder (under its defaults) or elsewhere.
+fn chosen(settings: &Settings, overrides: &Overrides, paths: &[PathBuf]) -> Loaded {
+    let real = |path: &Path| std::fs::canonicalize(path);
+    let mut chosen = Loaded::default();
+    for path in paths {
+        let wanted = match real(path) {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                let at = Span { file: path.display().to_string().into(), line: 1, column: 1 };
+                chosen.faults.push(Fault { at, message: format!("cannot be read: {error}") });
+                continue;
+            }
+        };
+        let config = overrides.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG));
+        if real(config).is_ok_and(|config| config == wanted) {
+            continue;
+        }
+        let inside = real(&settings.monitors).is_ok_and(|monitors| wanted.starts_with(monitors));
+        let root = match path.parent() {
+            _ if inside => settings.monitors.as_path(),
+            _ if wanted.is_dir() => path,
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let loaded = load_monitors(root, settings, &mut Cache::default());
+        // Of the chosen ones, and of what lies under them: `_defaults.yaml` and `.env` of the folders above.
+        let of_chosen = |file: &Path| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            real(file).is_ok_and(|file| {
+                let layer = name.starts_with("_defaults.") || name == ".env";
+                file.starts_with(&wanted) || layer && file.parent().is_some_and(|folder| wanted.starts_with(folder))
+            })
+        };
+        let before = chosen.monitors.len() + chosen.faults.len();
+        chosen.faults.extend(loaded.faults.into_iter().filter(|fault| of_chosen(Path::new(&*fault.at.file))));
+        chosen.monitors.extend(loaded.monitors.into_iter().filter(|(_, spec)| of_chosen(&spec.file)));
+        chosen.files += if wanted.is_dir() { loaded.files } else { 1 };
+        if chosen.monitors.len() + chosen.faults.len() == before {
+            let at = Span { file: path.display().to_string().into(), line: 1, column: 1 };
+            chosen.faults.push(Fault { at, message: "holds no monitor: those are YAML files whose names begin with neither `_` nor `.`".to_owned() });
+        }
+    }
+    chosen
+}
+
 /// Asks every provider and every monitor's source and sinks; true when all answer.
-async fn live(settings: &crate::config::Settings, loaded: &crate::config::Loaded) -> Result<bool, Failure> {
+async fn live(settings: &Settings, loaded: &Loaded) -> Result<bool, Failure> {
     let http = wire::http(settings)?;
     let gateway = wire::gateway(settings, &http)?;
     let mut sound = true;

@@ -1,6 +1,9 @@
 //! Tree -> monitor, with every fault of it. Pure: plug-ins are built once to see whether they can be, and dropped.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, LazyLock},
+};
 
 use super::{
     AlertSpec, ExtractSpec, For, MetricSpec, MonitorSpec, Over, SamplingSpec, Settings, SourceSpec, Strategy,
@@ -29,14 +32,15 @@ pub(super) const METRIC_COMMON: [&str; 4] = ["name", "when", "threshold", "highe
 /// `None` after at least one fault was pushed.
 pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mut Vec<Fault>) -> Option<MonitorSpec> {
     let before = faults.len();
-    let file: File = yaml::read(tree, faults).or_else(|| {
-        // What stands under a broken top level is checked all the same: one go tells all.
-        sections(tree, settings, faults);
-        None
-    })?;
+    let file: File = yaml::read(tree, faults)?;
+    for key in ["schedule", "source", "metrics"] {
+        if tree.get(key).is_none() {
+            faults.push(Fault::new(&tree.at, format!("`{key}` is missing")));
+        }
+    }
     let name = name(file.name.as_ref(), tree, path, faults);
-    let schedule = schedule(&file.schedule, &name, faults);
-    let source = source(&file.source, &name, settings, faults);
+    let schedule = file.schedule.as_ref().and_then(|section| schedule(section, &name, faults));
+    let source = file.source.as_ref().and_then(|node| source(node, &name, settings, faults));
     let extract =
         file.extract.as_ref().map_or_else(|| Some(ExtractSpec::default()), |section| section.read(faults).inspect(|spec| extract(spec, &section.node, faults)));
     let sampling = file
@@ -44,7 +48,7 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         .as_ref()
         .map_or_else(|| Some(SamplingSpec::default()), |section| section.read(faults).inspect(|spec| sampling(spec, &section.node, faults)));
     let evaluation = file.evaluation.as_ref().map_or_else(|| Some(super::EvaluationSpec::default()), |section| section.read(faults));
-    let metrics = metrics(&file.metrics, tree, settings, faults);
+    let metrics = metrics(&file.metrics.unwrap_or_default(), tree, settings, faults);
     let publish = publish(&file.publish.unwrap_or_default(), settings, faults);
     let alerts = alerts(&file.alerts.unwrap_or_default(), &metrics, settings, faults);
     if faults.len() > before {
@@ -67,21 +71,6 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         file: path.to_owned(),
         fingerprint: fingerprint(tree),
     })
-}
-
-/// The parts of a monitor whose top level does not read.
-fn sections(tree: &Node, settings: &Settings, faults: &mut Vec<Fault>) {
-    if let Some(node) = tree.get("schedule")
-        && let Some(spec) = yaml::read::<ScheduleSpec>(node, faults)
-    {
-        plan(&spec, "", node, faults);
-    }
-    if let Some(node) = tree.get("source") {
-        source(node, "", settings, faults);
-    }
-    if let Some(Node { value: Value::Seq(nodes), .. }) = tree.get("metrics") {
-        metrics(nodes, tree, settings, faults);
-    }
 }
 
 fn name(written: Option<&Section<String>>, tree: &Node, path: &Path, faults: &mut Vec<Fault>) -> String {
@@ -129,10 +118,8 @@ fn only(node: &Node, keys: &[&str]) -> Node {
     Node::new(node.at.clone(), Value::Map(map))
 }
 
-/// A client for checking: builds requests, sends none.
-fn http() -> Http {
-    Http::new(reqwest::Client::new(), Policy::default())
-}
+/// A client for checking: builds requests, sends none. One for all checks: making one reads the system's certificates.
+static CLIENT: LazyLock<Http> = LazyLock::new(|| Http::new(reqwest::Client::new(), Policy::default()));
 
 fn source(node: &Node, monitor: &str, settings: &Settings, faults: &mut Vec<Fault>) -> Option<SourceSpec> {
     let common: Option<SourceCommon> = yaml::read(&only(node, &SOURCE_COMMON), faults);
@@ -142,8 +129,7 @@ fn source(node: &Node, monitor: &str, settings: &Settings, faults: &mut Vec<Faul
     if common.limit == 0 {
         faults.push(Fault::new(place(node, "limit"), "at least 1"));
     }
-    let http = http();
-    let cx = SourceCx { connections: &settings.connections, http: &http, base_dir: &settings.base_dir, wants_observations: false };
+    let cx = SourceCx { connections: &settings.connections, http: &CLIENT, base_dir: &settings.base_dir, wants_observations: false };
     if let Err(error) = config.build(&cx) {
         faults.push(unbuildable(node, &error));
     }
@@ -239,8 +225,10 @@ impl Models for Names<'_> {
 }
 
 fn metrics(nodes: &[Node], tree: &Node, settings: &Settings, faults: &mut Vec<Fault>) -> Vec<MetricSpec> {
-    if nodes.is_empty() {
-        faults.push(Fault::new(place(tree, "metrics"), "a monitor needs at least one metric"));
+    if let Some(Node { at, value: Value::Seq(items), .. }) = tree.get("metrics")
+        && items.is_empty()
+    {
+        faults.push(Fault::new(at, "a monitor needs at least one metric"));
     }
     let models = Names(settings);
     let cx = MetricBuildCx { models: &models };
@@ -249,7 +237,7 @@ fn metrics(nodes: &[Node], tree: &Node, settings: &Settings, faults: &mut Vec<Fa
         let common: Option<MetricCommon> = yaml::read(&only(node, &METRIC_COMMON), faults);
         let block = plugin::read_block(node, &METRIC_COMMON, inventory::iter::<MetricKind>().collect(), "metric", faults);
         let (Some(common), Some((kind, config))) = (common, block) else { continue };
-        if let Err(error) = config.build(&cx) {
+        if let Err(error) = config.check(&cx) {
             faults.push(unbuildable(node, &error));
         }
         if metrics.iter().any(|known| known.name == common.name) {
@@ -275,8 +263,7 @@ fn metrics(nodes: &[Node], tree: &Node, settings: &Settings, faults: &mut Vec<Fa
 }
 
 fn publish(nodes: &[Node], settings: &Settings, faults: &mut Vec<Fault>) -> Vec<Arc<dyn SinkConfig>> {
-    let http = http();
-    let cx = SinkCx { connections: &settings.connections, http: &http, base_dir: &settings.base_dir };
+    let cx = SinkCx { connections: &settings.connections, http: &CLIENT, base_dir: &settings.base_dir };
     let mut sinks: Vec<Arc<dyn SinkConfig>> = Vec::with_capacity(nodes.len());
     for node in nodes {
         let Some((_, config)) = plugin::read_block(node, &[], inventory::iter::<SinkKind>().collect(), "sink", faults) else { continue };

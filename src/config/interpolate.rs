@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::util::yaml::{Fault, Node, Span, Value};
+use crate::util::{
+    text,
+    yaml::{Fault, Node, Span, Value},
+};
 
 /// Blocks and values in which `$` means nothing: they hold other languages.
 const LEFT_ALONE: [&str; 8] = ["prompt", "extract", "patterns", "pattern", "query", "filter", "when", "always"];
@@ -21,11 +24,55 @@ impl Env {
     }
 }
 
-pub(super) fn interpolate(node: &mut Node, env: &Env, faults: &mut Vec<Fault>) {
+/// What variables held that were filled in: name and value. Faults may not repeat it.
+#[derive(Default)]
+pub(super) struct Used(Vec<(String, String)>);
+
+impl Used {
+    fn note(&mut self, name: &str, value: &str) {
+        self.0.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Puts `${NAME}` where a fault repeats what a variable held, or how that begins: a message may have cut it short.
+    pub fn hide(mut self, faults: &mut [Fault]) {
+        // Long ones first: a short value may be a part of a long one.
+        self.0.sort_by_key(|(_, value)| std::cmp::Reverse(value.len()));
+        for fault in faults {
+            for (name, value) in &self.0 {
+                fault.message = hide(&fault.message, name, value);
+            }
+        }
+    }
+}
+
+/// Values shorter than this are no secrets, and stand in many words.
+const SHORTEST: usize = 3;
+/// So many characters in common with the beginning of a value give it away.
+const TELLING: usize = 6;
+
+fn hide(message: &str, name: &str, value: &str) -> String {
+    // Messages have one line and no control characters, whatever the value has.
+    let value = text::one_line(value, usize::MAX);
+    let head: String = value.chars().take(TELLING).collect();
+    if head.chars().count() < SHORTEST {
+        return message.to_owned();
+    }
+    let (mut out, mut rest) = (String::with_capacity(message.len()), message);
+    while let Some(at) = rest.find(&head) {
+        let shared: usize = rest[at..].chars().zip(value.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        out.push_str(&rest[..at]);
+        out.push_str(&format!("${{{name}}}"));
+        rest = &rest[at + shared..];
+    }
+    out.push_str(rest);
+    out
+}
+
+pub(super) fn interpolate(node: &mut Node, env: &Env, used: &mut Used, faults: &mut Vec<Fault>) {
     match &mut node.value {
-        Value::Seq(items) => items.iter_mut().for_each(|item| interpolate(item, env, faults)),
-        Value::Map(map) => map.iter_mut().filter(|(key, ..)| !LEFT_ALONE.contains(&key.as_str())).for_each(|(.., value)| interpolate(value, env, faults)),
-        Value::String(text) if text.contains('$') => match fill(text, env) {
+        Value::Seq(items) => items.iter_mut().for_each(|item| interpolate(item, env, used, faults)),
+        Value::Map(map) => map.iter_mut().filter(|(key, ..)| !LEFT_ALONE.contains(&key.as_str())).for_each(|(.., value)| interpolate(value, env, used, faults)),
+        Value::String(text) if text.contains('$') => match fill(text, env, used) {
             Ok((filled, whole)) if whole => *node = Node::scalar(node.at.clone(), &filled),
             Ok((filled, _)) => *text = filled,
             Err(message) => faults.push(Fault::new(&node.at, message)),
@@ -35,7 +82,7 @@ pub(super) fn interpolate(node: &mut Node, env: &Env, faults: &mut Vec<Fault>) {
 }
 
 /// The text with its variables; true when it was nothing but one `${..}`.
-fn fill(text: &str, env: &Env) -> Result<(String, bool), String> {
+fn fill(text: &str, env: &Env, used: &mut Used) -> Result<(String, bool), String> {
     let (mut out, mut rest) = (String::with_capacity(text.len()), text);
     while let Some(at) = rest.find('$') {
         out.push_str(&rest[..at]);
@@ -45,7 +92,7 @@ fn fill(text: &str, env: &Env) -> Result<(String, bool), String> {
             tail
         } else if let Some(inside) = tail.strip_prefix('{') {
             let (inside, tail) = inside.split_once('}').ok_or("`${` without `}`; write `$$` for a plain `$`")?;
-            out.push_str(&variable(inside, env)?);
+            out.push_str(&variable(inside, env, used)?);
             tail
         } else {
             out.push('$');
@@ -57,19 +104,22 @@ fn fill(text: &str, env: &Env) -> Result<(String, bool), String> {
     Ok((out, whole))
 }
 
-fn variable(inside: &str, env: &Env) -> Result<String, String> {
+fn variable(inside: &str, env: &Env, used: &mut Used) -> Result<String, String> {
     let (name, or) = match inside.split_once(':') {
         Some((name, or)) => (name, Some(or)),
         None => (inside, None),
     };
     let sound = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if !sound {
-        return Err(format!("`${{{inside}}}` names no variable"));
+        return Err(format!("`${{{}}}` names no variable", text::one_line(inside, 60)));
     }
     // As in a shell: with a colon, an empty variable counts as unset.
     let value = env.get(name).filter(|value| or.is_none() || !value.is_empty());
     match (value, or) {
-        (Some(value), _) => Ok(value),
+        (Some(value), _) => {
+            used.note(name, &value);
+            Ok(value)
+        }
         (None, Some(or)) if or.starts_with('-') => Ok(or[1..].to_owned()),
         (None, Some(or)) if or.starts_with('?') => Err(format!("the environment variable `{name}` is not set: {}", &or[1..])),
         (None, None) => Err(format!("the environment variable `{name}` is not set; give it a value or a default: `${{{name}:-default}}`")),
@@ -114,7 +164,7 @@ mod tests {
         let at = Span { file: "m".into(), line: 1, column: 1 };
         let mut node = Node::new(at, Value::String(text.to_owned()));
         let mut faults = Vec::new();
-        interpolate(&mut node, env, &mut faults);
+        interpolate(&mut node, env, &mut Used::default(), &mut faults);
         faults.pop().map_or(Ok(node.value), |fault| Err(fault.message))
     }
 
@@ -131,7 +181,30 @@ mod tests {
         assert!(filled("${X_A", &env).is_err());
     }
 
+    fn told(message: &str, value: &str) -> String {
+        let mut faults = [Fault::new(&Span { file: "m".into(), line: 1, column: 1 }, message)];
+        Used(vec![("X_V".to_owned(), value.to_owned())]).hide(&mut faults);
+        faults[0].message.clone()
+    }
+
+    #[test]
+    fn a_fault_names_the_variable_and_not_what_it_held() {
+        assert_eq!(told("`xoxb-12-34-secret` is not a duration", "xoxb-12-34-secret"), "`${X_V}` is not a duration");
+        assert_eq!(told("`xoxb-12-3…` is no address", "xoxb-12-34-secret"), "`${X_V}…` is no address", "cut short");
+        assert_eq!(told("`two lines` is no name", "two\nlines"), "`${X_V}` is no name");
+        assert_eq!(told("`5` is not a duration", "5"), "`5` is not a duration", "what is so short is no secret");
+    }
+
     proptest! {
+        #[test]
+        fn a_value_is_never_repeated(value in "[a-zA-Z0-9_@:/ -]{8,60}", cut in 8_usize..60) {
+            let value = value.trim();
+            prop_assume!(value.len() >= 8 && !"unknown value, expected one of `sqlite`".contains(&value[..6]));
+            let message = format!("unknown value `{}`, expected one of `sqlite`", text::one_line(value, cut));
+            let told = told(&message, value);
+            prop_assert!(!told.contains(&value[..7]), "{}", told);
+        }
+
         #[test]
         fn a_value_never_becomes_structure(value in ".{0,40}") {
             let value = value.replace('\0', "");

@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use super::{
     MonitorSpec, Settings, check,
-    interpolate::{Env, interpolate, read_env},
+    interpolate::{Env, Used, interpolate, read_env},
     settings,
 };
 use crate::util::yaml::{self, Fault, Node, Span, Value};
@@ -40,6 +41,16 @@ fn shown(file: &Path) -> String {
 /// # Errors
 /// Every fault of the file.
 pub fn load_settings(overrides: &Overrides) -> Result<Settings, Vec<Fault>> {
+    match read_settings(overrides) {
+        (Some(settings), faults) if faults.is_empty() => Ok(settings),
+        (_, faults) => Err(faults),
+    }
+}
+
+/// Reads `assayd.yaml`, with every fault of it: beside faults, the settings are what is left without the wrong parts, good
+/// for checking monitors against and for nothing else.
+#[must_use]
+pub fn read_settings(overrides: &Overrides) -> (Option<Settings>, Vec<Fault>) {
     let path = overrides.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
     let base = path.parent().map(Path::to_owned).unwrap_or_default();
     let mut faults = Vec::new();
@@ -47,19 +58,18 @@ pub fn load_settings(overrides: &Overrides) -> Result<Settings, Vec<Fault>> {
     let mut tree = match std::fs::read(&path) {
         Ok(bytes) => match yaml::parse(&shown(&path), &bytes) {
             Ok(mut documents) if documents.len() < 2 => documents.pop().unwrap_or_else(empty),
-            Ok(documents) => return Err(vec![Fault::new(&documents[1].at, "assayd.yaml has one document; monitors go into the monitors folder")]),
-            Err(fault) => return Err(vec![fault]),
+            Ok(documents) => return (None, vec![Fault::new(&documents[1].at, "assayd.yaml has one document; monitors go into the monitors folder")]),
+            Err(fault) => return (None, vec![fault]),
         },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && overrides.config.is_none() => empty(),
-        Err(error) => return Err(vec![fault(&path, format!("cannot be read: {error}"))]),
+        Err(error) => return (None, vec![fault(&path, format!("cannot be read: {error}"))]),
     };
     let env = Env { layers: env_file(&base, &mut faults).into_iter().collect() };
-    interpolate(&mut tree, &env, &mut faults);
+    let mut used = Used::default();
+    interpolate(&mut tree, &env, &mut used, &mut faults);
     let settings = settings::read(&tree, &base, overrides, &mut faults);
-    match settings {
-        Some(settings) if faults.is_empty() => Ok(settings),
-        _ => Err(faults),
-    }
+    used.hide(&mut faults);
+    (settings, faults)
 }
 
 fn env_file(folder: &Path, faults: &mut Vec<Fault>) -> Option<Arc<BTreeMap<String, String>>> {
@@ -87,7 +97,33 @@ pub struct Loaded {
 /// What earlier loads found, so that a changed file among a thousand costs one file's work.
 #[derive(Debug, Default)]
 pub struct Cache {
-    files: HashMap<PathBuf, (blake3::Hash, Arc<Checked>)>,
+    files: HashMap<PathBuf, Known>,
+}
+
+/// What a look found of a file.
+#[derive(Debug)]
+struct Known {
+    /// Of the folder's layers.
+    layers: blake3::Hash,
+    /// Of the layers and the file.
+    hash: blake3::Hash,
+    /// `None` where the file could not be read.
+    stamp: Option<Stamp>,
+    /// Two looks found the same under the same stamp. The clock of a file system ticks in milliseconds: a file that was
+    /// read once may be written again within the tick, and keeps its stamp.
+    confirmed: bool,
+    checked: Arc<Checked>,
+}
+
+/// What changes when a file is written or replaced: inode, size, and the times of content and inode in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp(u64, u64, [i64; 4]);
+
+impl Stamp {
+    fn of(file: &Path) -> Option<Self> {
+        let of = std::fs::metadata(file).ok()?;
+        Some(Self(of.ino(), of.size(), [of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec()]))
+    }
 }
 
 /// The monitors of one file.
@@ -95,6 +131,8 @@ pub struct Cache {
 struct Checked {
     monitors: Vec<(Arc<MonitorSpec>, Span)>,
     faults: Vec<Fault>,
+    /// It reads, but something of its folder does not.
+    broken: bool,
 }
 
 /// A file to be loaded, with the layers of its folder.
@@ -109,8 +147,64 @@ struct Layers {
     /// Nearest first.
     defaults: Vec<Arc<Node>>,
     env: Env,
+    /// The folder whose `.env` came last: the monitors' folder may be the settings' own.
+    env_of: Option<PathBuf>,
+    /// One of them does not read: what its monitors would be without it, nobody wrote.
+    broken: bool,
     /// Over the bytes of all of it.
     hash: blake3::Hasher,
+}
+
+impl Layers {
+    /// The `.env` of a folder, over those above it.
+    fn add_env(&mut self, folder: &Path, faults: &mut Vec<Fault>) {
+        let real = real_path(folder);
+        if self.env_of.as_ref() == Some(&real) {
+            return;
+        }
+        self.env_of = Some(real);
+        let before = faults.len();
+        if let Some(env) = env_file(folder, faults) {
+            self.hash.update(format!("{env:?}").as_bytes());
+            self.env.layers.insert(0, env);
+        }
+        self.judge(faults, before);
+    }
+
+    /// The `_defaults.yaml` of a folder, over those above it.
+    fn add_defaults(&mut self, folder: &Path, faults: &mut Vec<Fault>) {
+        let before = faults.len();
+        for name in ["_defaults.yaml", "_defaults.yml"] {
+            let path = folder.join(name);
+            let bytes = match std::fs::read(&path) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    faults.push(fault(&path, format!("cannot be read: {error}")));
+                    continue;
+                }
+            };
+            self.hash.update(&bytes);
+            match yaml::parse(&shown(&path), &bytes) {
+                Ok(mut documents) if documents.len() < 2 => match documents.pop() {
+                    Some(defaults) if defaults.as_map().is_some() => self.defaults.insert(0, Arc::new(defaults)),
+                    Some(other) => faults.push(Fault::new(&other.at, format!("defaults are a mapping, found {}", other.describe()))),
+                    None => {}
+                },
+                Ok(documents) => faults.push(Fault::new(&documents[1].at, "defaults are one document")),
+                Err(fault) => faults.push(fault),
+            }
+        }
+        self.judge(faults, before);
+    }
+
+    /// Faults since `before` make what is below broken, and another thing than it was.
+    fn judge(&mut self, faults: &[Fault], before: usize) {
+        if faults.len() > before {
+            self.broken = true;
+            self.hash.update(b"broken");
+        }
+    }
 }
 
 /// Loads every monitor below `dir`. Faults never stop what is sound.
@@ -118,25 +212,27 @@ struct Layers {
 pub fn load_monitors(dir: &Path, settings: &Settings, cache: &mut Cache) -> Loaded {
     let mut loaded = Loaded::default();
     let mut layers = Layers::default();
-    layers.env.layers.extend(env_file(&settings.base_dir, &mut loaded.faults));
-    layers.hash.update(format!("{:?}", layers.env).as_bytes());
+    layers.add_env(&settings.base_dir, &mut loaded.faults);
     let mut candidates = Vec::new();
-    walk(dir, layers, &mut candidates, &mut loaded, 0);
+    walk(dir, layers, &mut Vec::new(), &mut candidates, &mut loaded);
     candidates.sort_by(|a, b| a.path.cmp(&b.path));
     loaded.files = candidates.len();
 
     let before = std::mem::take(&mut cache.files);
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(candidates.len().div_ceil(16).max(1));
     let chunk = candidates.len().div_ceil(threads).max(1);
-    let checked: Vec<(PathBuf, blake3::Hash, Arc<Checked>)> = std::thread::scope(|scope| {
-        let workers: Vec<_> =
-            candidates.chunks(chunk).map(|chunk| scope.spawn(|| chunk.iter().map(|file| check_file(file, settings, &before)).collect::<Vec<_>>())).collect();
+    let looked: Vec<(PathBuf, Known)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = candidates
+            .chunks(chunk)
+            .map(|chunk| scope.spawn(|| chunk.iter().map(|file| (file.path.clone(), look_at(file, settings, before.get(&file.path)))).collect::<Vec<_>>()))
+            .collect();
         // A panic in a check is a defect of ours: let it be seen.
         workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
 
     let mut places: HashMap<String, Span> = HashMap::new();
-    for (path, hash, checked) in checked {
+    for (path, known) in looked {
+        let checked = &known.checked;
         let mut faults = checked.faults.clone();
         for (monitor, at) in &checked.monitors {
             match places.get(&monitor.name) {
@@ -147,19 +243,32 @@ pub fn load_monitors(dir: &Path, settings: &Settings, cache: &mut Cache) -> Load
                 }
             }
         }
-        if !faults.is_empty() {
+        if !faults.is_empty() || checked.broken {
             loaded.broken.insert(path.clone());
         }
         loaded.faults.extend(faults);
-        cache.files.insert(path, (hash, checked));
+        cache.files.insert(path, known);
     }
     loaded
 }
 
-/// Folders below each other at most: a symlink that leads upwards ends here.
+/// Without symlinks; as it is, where that cannot be told.
+fn real_path(folder: &Path) -> PathBuf {
+    let named = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    named.canonicalize().unwrap_or_else(|_| folder.to_owned())
+}
+
+/// Folders below each other at most.
 const MAX_DEPTH: usize = 16;
 
-fn walk(dir: &Path, mut layers: Layers, candidates: &mut Vec<Candidate>, loaded: &mut Loaded, depth: usize) {
+/// `above`: the folders this one lies in, by their real paths.
+fn walk(dir: &Path, mut layers: Layers, above: &mut Vec<PathBuf>, candidates: &mut Vec<Candidate>, loaded: &mut Loaded) {
+    let depth = above.len();
+    // A symlink that leads upwards would go round for ever.
+    let real = real_path(dir);
+    if depth >= MAX_DEPTH || above.contains(&real) {
+        return;
+    }
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) => {
@@ -169,14 +278,10 @@ fn walk(dir: &Path, mut layers: Layers, candidates: &mut Vec<Candidate>, loaded:
             return;
         }
     };
-    if depth > 0
-        && let Some(env) = env_file(dir, &mut loaded.faults)
-    {
-        layers.hash.update(format!("{env:?}").as_bytes());
-        layers.env.layers.insert(0, env);
-    }
-    defaults(dir, &mut layers, loaded);
+    layers.add_env(dir, &mut loaded.faults);
+    layers.add_defaults(dir, &mut loaded.faults);
     let layers = Arc::new(layers);
+    above.push(real);
     for entry in entries {
         let path = match entry {
             Ok(entry) => entry.path(),
@@ -191,77 +296,113 @@ fn walk(dir: &Path, mut layers: Layers, candidates: &mut Vec<Candidate>, loaded:
             continue;
         }
         if path.is_dir() {
-            if depth < MAX_DEPTH {
-                walk(&path, (*layers).clone(), candidates, loaded, depth + 1);
-            }
+            walk(&path, (*layers).clone(), above, candidates, loaded);
         } else if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
             candidates.push(Candidate { path, layers: Arc::clone(&layers) });
         }
     }
+    above.pop();
 }
 
-fn defaults(dir: &Path, layers: &mut Layers, loaded: &mut Loaded) {
-    for name in ["_defaults.yaml", "_defaults.yml"] {
-        let path = dir.join(name);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => {
-                loaded.faults.push(fault(&path, format!("cannot be read: {error}")));
-                continue;
-            }
-        };
-        layers.hash.update(&bytes);
-        match yaml::parse(&shown(&path), &bytes) {
-            Ok(mut documents) if !documents.is_empty() => layers.defaults.insert(0, Arc::new(documents.swap_remove(0))),
-            Ok(_) => {}
-            Err(fault) => loaded.faults.push(fault),
-        }
+/// A file that is as it was costs a question to the file system, one that was touched a reading, one that changed a check.
+fn look_at(file: &Candidate, settings: &Settings, before: Option<&Known>) -> Known {
+    let layers = file.layers.hash.finalize();
+    let stamp = Stamp::of(&file.path);
+    let same = before.filter(|known| known.layers == layers && known.stamp.is_some() && known.stamp == stamp);
+    // A network mount's times are coarse, and kept for a while on this side.
+    if let Some(known) = same.filter(|known| known.confirmed && settings.poll.is_none()) {
+        return Known { checked: Arc::clone(&known.checked), ..*known };
     }
-}
-
-fn check_file(file: &Candidate, settings: &Settings, before: &HashMap<PathBuf, (blake3::Hash, Arc<Checked>)>) -> (PathBuf, blake3::Hash, Arc<Checked>) {
     let bytes = match std::fs::read(&file.path) {
         Ok(bytes) => bytes,
         Err(error) => {
             let checked = Checked { faults: vec![fault(&file.path, format!("cannot be read: {error}"))], ..Checked::default() };
-            return (file.path.clone(), blake3::hash(b""), Arc::new(checked));
+            return Known { layers, hash: layers, stamp: None, confirmed: false, checked: Arc::new(checked) };
         }
     };
     let hash = file.layers.hash.clone().update(&bytes).finalize();
-    if let Some((_, checked)) = before.get(&file.path).filter(|(known, _)| *known == hash) {
-        return (file.path.clone(), hash, Arc::clone(checked));
+    if let Some(known) = before.filter(|known| known.hash == hash && known.stamp.is_some()) {
+        return Known { layers, hash, stamp, confirmed: same.is_some(), checked: Arc::clone(&known.checked) };
     }
-    let mut checked = Checked::default();
-    match yaml::parse(&shown(&file.path), &bytes) {
+    Known { layers, hash, stamp, confirmed: false, checked: Arc::new(check_file(file, &bytes, settings)) }
+}
+
+fn check_file(file: &Candidate, bytes: &[u8], settings: &Settings) -> Checked {
+    let mut checked = Checked { broken: file.layers.broken, ..Checked::default() };
+    match yaml::parse(&shown(&file.path), bytes) {
         Err(fault) => checked.faults.push(fault),
+        Ok(_) if checked.broken => {}
         Ok(documents) => {
             for mut tree in documents {
                 for defaults in &file.layers.defaults {
                     merge(&mut tree, defaults, true);
                 }
-                interpolate(&mut tree, &file.layers.env, &mut checked.faults);
+                let (mut used, mut faults) = (Used::default(), Vec::new());
+                interpolate(&mut tree, &file.layers.env, &mut used, &mut faults);
                 let at = tree.at.clone();
-                if let Some(spec) = check::monitor(&tree, &file.path, settings, &mut checked.faults) {
+                if let Some(spec) = check::monitor(&tree, &file.path, settings, &mut faults) {
                     checked.monitors.push((Arc::new(spec), at));
                 }
+                used.hide(&mut faults);
+                checked.faults.append(&mut faults);
             }
         }
     }
-    (file.path.clone(), hash, Arc::new(checked))
+    if checked.faults.len() > MOST_FAULTS {
+        let more = checked.faults.len() - MOST_FAULTS;
+        checked.faults.truncate(MOST_FAULTS);
+        checked.faults.push(fault(&file.path, format!("and {more} more faults")));
+    }
+    checked
 }
+
+/// Faults of one file that are told one by one.
+const MOST_FAULTS: usize = 200;
 
 /// Lays `under` under `node`: maps merge key by key, lists and `schedule` are replaced whole.
 fn merge(node: &mut Node, under: &Node, top: bool) {
     let (Value::Map(over), Value::Map(under)) = (&mut node.value, &under.value) else { return };
+    let known: HashMap<String, usize> = over.iter().enumerate().map(|(at, (key, ..))| (key.clone(), at)).collect();
     for (key, at, value) in under {
-        match over.iter_mut().find(|(known, ..)| known == key) {
-            Some((.., mine)) => {
+        match known.get(key.as_str()) {
+            Some(&mine) => {
                 if !(top && key == "schedule") {
-                    merge(mine, value, false);
+                    merge(&mut over[mine].2, value, false);
                 }
             }
             None => over.push((key.clone(), at.clone(), value.clone())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_found_the_same_is_still_seen_to_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("assayd.yaml");
+        std::fs::write(&config, "{}").unwrap();
+        let settings = load_settings(&Overrides { config: Some(config), ..Overrides::default() }).unwrap();
+        let monitors = dir.path().join("monitors");
+        std::fs::create_dir(&monitors).unwrap();
+        let write = |max: u32| {
+            let text = format!("schedule: {{ every: 1h }}\nsource: {{ type: file, path: x }}\nmetrics: [{{ name: a, type: length, max: {max} }}]\n");
+            std::fs::write(monitors.join("m.yaml"), text).unwrap();
+        };
+        let mut cache = Cache::default();
+        let mut fingerprint = || load_monitors(&monitors, &settings, &mut cache).monitors["m"].fingerprint.clone();
+        write(100);
+        let first = fingerprint();
+        for _ in 0..3 {
+            assert_eq!(fingerprint(), first);
+        }
+        // As long as before: only its times tell.
+        write(200);
+        let second = fingerprint();
+        assert_ne!(second, first);
+        std::fs::write(monitors.join("_defaults.yaml"), "description: of the folder\n").unwrap();
+        assert_ne!(fingerprint(), second, "what lies under a file is a part of it");
     }
 }

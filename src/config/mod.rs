@@ -14,7 +14,7 @@ mod schema;
 mod settings;
 
 pub use diff::{Change, diff};
-pub use load::{Cache, Loaded, Overrides, load_monitors, load_settings};
+pub use load::{Cache, DEFAULT_CONFIG, Loaded, Overrides, load_monitors, load_settings, read_settings};
 pub use monitor::{
     AlertSpec, EvaluationSpec, ExtractSpec, For, MetricSpec, MonitorSpec, NotifyTarget, OnMissing, Over, SamplingSpec, SourceSpec, StepPatterns, Strategy,
 };

@@ -223,7 +223,8 @@ fn default_connection() -> String {
     crate::connections::DEFAULT.to_owned()
 }
 
-/// A monitor as written; [`MonitorSpec`] is what it means. Parts are read one by one, so that each fault is told.
+/// A monitor as written; [`MonitorSpec`] is what it means. Parts are read one by one, so that each fault is told; what
+/// must stand there is asked for by `check`, beside the other faults.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "assayd monitor")]
@@ -237,13 +238,16 @@ pub(super) struct File {
     pub environment: Option<String>,
     /// Go with every alert of the monitor.
     pub labels: Option<BTreeMap<String, String>>,
-    pub schedule: Section<ScheduleSpec>,
-    #[schemars(schema_with = "super::schema::source")]
-    pub source: Node,
+    #[schemars(required)]
+    pub schedule: Option<Section<ScheduleSpec>>,
+    #[schemars(required, schema_with = "super::schema::source")]
+    #[serde(default)]
+    pub source: Option<Node>,
     pub extract: Option<Section<ExtractSpec>>,
     pub sampling: Option<Section<SamplingSpec>>,
-    #[schemars(schema_with = "super::schema::metrics")]
-    pub metrics: Vec<Node>,
+    #[schemars(required, schema_with = "super::schema::metrics")]
+    #[serde(default)]
+    pub metrics: Option<Vec<Node>>,
     pub evaluation: Option<Section<EvaluationSpec>>,
     #[serde(default)]
     #[schemars(schema_with = "super::schema::publish")]

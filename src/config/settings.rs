@@ -5,7 +5,7 @@ use std::{
 };
 
 use schemars::JsonSchema;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::{NotifyTarget, Overrides};
@@ -206,6 +206,15 @@ enum Database {
     Sqlite,
 }
 
+fn auth(section: &Section<AuthSpec>, faults: &mut Vec<Fault>) -> Option<AuthSpec> {
+    let spec = section.read(faults)?;
+    if spec.token.expose_secret().trim().is_empty() {
+        let at = section.node.get("token").map_or(&section.node.at, |node| &node.at);
+        faults.push(Fault::new(at, "the token is empty, so nobody could be told from anybody; leave `auth` out to serve loopback clients only"));
+    }
+    Some(spec)
+}
+
 /// Reads every section on its own, so that each fault is told. `None` after at least one fault.
 pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut Vec<Fault>) -> Option<Settings> {
     fn section<T: serde::de::DeserializeOwned>(section: Option<Section<T>>, faults: &mut Vec<Fault>) -> Option<T> {
@@ -251,7 +260,7 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
         monitors: overrides.monitors.clone().unwrap_or_else(|| relative(file.monitors.unwrap_or_else(|| "monitors".into()))),
         state: overrides.state.clone().unwrap_or_else(|| relative(file.state.unwrap_or_else(|| "state".into()))),
         listen,
-        auth: section(file.auth, faults),
+        auth: file.auth.and_then(|section| auth(&section, faults)),
         log,
         concurrency: section(file.concurrency, faults).unwrap_or_default(),
         retention: section(file.retention, faults).unwrap_or_default(),

@@ -4,6 +4,7 @@
 mod housekeeping;
 mod monitors;
 mod once;
+mod reload;
 pub mod supervisor;
 mod watch;
 pub mod wire;
@@ -21,7 +22,13 @@ use jiff::Timestamp;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tokio::sync::{mpsc, watch as channel};
 
-use self::{monitors::Monitors, supervisor::Supervisor, watch::Files, wire::World};
+use self::{
+    monitors::Monitors,
+    reload::{Asker, Looks},
+    supervisor::Supervisor,
+    watch::Files,
+    wire::World,
+};
 use crate::{
     config::Settings,
     control::{Command, Control},
@@ -36,6 +43,12 @@ pub use once::once;
 /// How long couriers get to send what is left when the daemon stops.
 const LAST_SENDING: Duration = Duration::from_secs(5);
 
+/// Between two clean-ups of what was counted, which take milliseconds where there are thousands of monitors.
+const UPKEEP: Duration = Duration::from_secs(10);
+
+/// Slots handed over before anything else gets a turn.
+const BURST: usize = 256;
+
 /// Runs until a signal ends it.
 ///
 /// # Errors
@@ -43,8 +56,7 @@ const LAST_SENDING: Duration = Duration::from_secs(5);
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let settings = Arc::new(settings);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().context("setting up metrics")?;
-    telemetry::describe();
+    let metrics = telemetry::start().context("setting up metrics")?;
     let (world, writer) = World::open(Arc::clone(&settings), Arc::clone(&clock)).await?;
     let world = Arc::new(world);
 
@@ -76,12 +88,25 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         tracing::info!(%address, "listening");
     }
 
+    let mut until = stopped.clone();
+    core.spawn("metrics", async move {
+        // A sender that is gone asks for the same as a `true`.
+        while tokio::time::timeout(UPKEEP, until.wait_for(|stop| *stop)).await.is_err() {
+            metrics.run_upkeep();
+        }
+    });
+
     let (slots, mut due) = mpsc::unbounded_channel::<Due>();
     // A closed receiver means that the daemon is going down, and slots no longer matter.
     let queue = Queue::start(Arc::clone(&clock), move |due| drop(slots.send(due))).context("starting the timer")?;
     let (dirty, mut changed) = mpsc::channel(1);
     let mut files = settings.poll.is_none().then(|| Files::watch(&settings.monitors, dirty));
-    let mut monitors = Monitors::new(Arc::clone(&world), queue, stopped.clone());
+    let (unserved, mut queues) = mpsc::unbounded_channel();
+    let mut monitors = Monitors::new(Arc::clone(&world), queue, unserved, stopped.clone());
+    let mut looks = Looks::new(Arc::clone(&settings));
+    looks.ask(Asker::Start);
+    let loaded = looks.found().await;
+    looks.done(&monitors.take_up(&loaded, true));
     monitors.start().await?;
     let mut chores = housekeeping::start(&world.services, settings.retention).await?;
     let mut signals = signals()?;
@@ -94,34 +119,35 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let rescan = settings.poll.map_or(watch::RESCAN, |poll| poll.0.max(Duration::from_millis(200)));
+    let mut batch = Vec::with_capacity(BURST);
     let mut next_look = tokio::time::Instant::now() + rescan;
     let failure = loop {
         tokio::select! {
-            Some(due) = due.recv() => monitors.due(due),
+            1.. = due.recv_many(&mut batch, BURST) => batch.drain(..).for_each(|due| monitors.due(&due)),
             ended = monitors.run_ended() => monitors.ended(ended),
+            Some(queue) = queues.recv() => monitors.serve(queue),
+            loaded = looks.found() => looks.done(&monitors.take_up(&loaded, looks.asked())),
             Some(command) = commands.recv() => match command {
                 Command::RunNow { monitor, request, reply } => monitors.run_now(&monitor, &request, reply),
-                Command::Reload { reply } => drop(reply.send(monitors.reload(true).await)),
+                Command::Reload { reply } => looks.ask(Asker::Api(reply)),
             },
             Some(()) = changed.recv() => next_look = next_look.min(tokio::time::Instant::now() + watch::SETTLE),
             () = tokio::time::sleep_until(next_look) => {
                 if let Some(files) = &mut files {
                     files.again();
                 }
-                monitors.reload(false).await;
+                looks.ask(Asker::Watch);
                 next_look = tokio::time::Instant::now() + rescan;
             }
             Some(signal) = signals.recv() => match signal {
                 SIGHUP => {
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
-                    monitors.reload(true).await;
-                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+                    looks.ask(Asker::Signal);
                 }
                 _ => break None,
             },
             ended = core.ended() => break Some(format!("`{}` ended; the daemon cannot do without it", ended.name)),
             _ = tick.tick() => {
-                metrics.run_upkeep();
                 if clock.now().duration_since(monitors.last_beat()) < jiff::SignedDuration::from_secs(10) {
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
                 }

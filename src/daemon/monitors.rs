@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use jiff::Timestamp;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
     lateness, once,
@@ -15,7 +15,7 @@ use super::{
     wire::World,
 };
 use crate::{
-    config::{Cache, Change, Loaded, MonitorSpec, diff, load_monitors},
+    config::{Change, Loaded, MonitorSpec, diff},
     control::{Refusal, RunRequest},
     model::{AlertState, Changes, RunReport, Trigger},
     pipeline::{self, Monitor, NOTICES, Order},
@@ -31,8 +31,16 @@ use crate::{
 struct Active {
     spec: Arc<MonitorSpec>,
     plan: Arc<Plan>,
-    /// Built when it first runs, and anew after a change.
-    built: Option<Arc<Monitor>>,
+    /// Built when it first runs, by the run's own task: a thousand monitors that share a slot do not wait for each other.
+    built: Arc<OnceLock<Arc<Monitor>>>,
+}
+
+/// What a run is to do.
+enum What {
+    Slot(Timestamp, Trigger),
+    Asked(Order),
+    /// Of a run that stands in the store.
+    Rest(Order),
 }
 
 type Reply = oneshot::Sender<Result<RunReport, Refusal>>;
@@ -47,12 +55,28 @@ pub(super) struct Monitors {
     couriers: Supervisor,
     stopped: watch::Receiver<bool>,
     places: Arc<Semaphore>,
-    cache: Arc<std::sync::Mutex<Cache>>,
+    /// Queues that want a courier.
+    queues: mpsc::UnboundedSender<String>,
     faults: Vec<String>,
 }
 
+/// The monitor, built once; its queues that nobody serves yet are handed over.
+fn build(world: &World, spec: &Arc<MonitorSpec>, cell: &OnceLock<Arc<Monitor>>, queues: &mpsc::UnboundedSender<String>) -> anyhow::Result<Arc<Monitor>> {
+    if let Some(built) = cell.get() {
+        return Ok(Arc::clone(built));
+    }
+    // A monitor never overlaps itself, so nobody else builds it now; were it so, both would be the same.
+    let built = world.build(spec)?;
+    for queue in world.register(&built) {
+        // A receiver that is gone means that the daemon is going down.
+        let _ = queues.send(queue);
+    }
+    Ok(Arc::clone(cell.get_or_init(|| built)))
+}
+
 impl Monitors {
-    pub fn new(world: Arc<World>, queue: Queue, stopped: watch::Receiver<bool>) -> Self {
+    /// `queues`: hands back queues that are to be served ([`Monitors::serve`]).
+    pub fn new(world: Arc<World>, queue: Queue, queues: mpsc::UnboundedSender<String>, stopped: watch::Receiver<bool>) -> Self {
         let places = Arc::new(Semaphore::new(world.settings.concurrency.runs.max(1)));
         let mut couriers = Supervisor::default();
         let (of_notices, until) = (Arc::clone(&world), stopped.clone());
@@ -66,7 +90,7 @@ impl Monitors {
             couriers,
             stopped,
             places,
-            cache: Arc::default(),
+            queues,
             faults: Vec::new(),
         }
     }
@@ -79,9 +103,8 @@ impl Monitors {
         self.queue.last_beat()
     }
 
-    /// Loads the monitors, finishes what was interrupted, catches up what was missed.
+    /// Finishes what was interrupted, catches up what was missed.
     pub async fn start(&mut self) -> anyhow::Result<()> {
-        self.reload(true).await;
         let store = &self.world.services.store;
         let open: Vec<RunRow> = store.open_runs().await?;
         let last = store.last_slots().await?;
@@ -89,7 +112,7 @@ impl Monitors {
         for run in open {
             let (name, id) = (run.monitor.clone(), run.id.clone());
             let order = Order { run, since: None, until: None, dry_run: false, period: None, progress: None };
-            if self.start_run(&name, order, true, None) {
+            if self.start_run(&name, What::Rest(order), None) {
                 tracing::info!(monitor = %name, run = %id, "finishing a run that was interrupted");
             }
         }
@@ -97,27 +120,25 @@ impl Monitors {
         for (spec, plan) in specs.into_iter().filter(|(spec, _)| spec.enabled) {
             let missed = plan.latest_at(now).filter(|slot| last.get(&spec.name).is_some_and(|last| *last < slot.as_microsecond()));
             if let Some(slot) = missed.filter(|_| spec.schedule.catch_up == CatchUp::Once) {
-                let order = once::new_order(&spec, slot, Trigger::CatchUp, &RunRequest::default(), None);
-                self.start_run(&spec.name, order, false, None);
+                self.start_run(&spec.name, What::Slot(slot, Trigger::CatchUp), None);
             } else if spec.schedule.on_start {
-                let order = once::new_order(&spec, now, Trigger::Start, &RunRequest::default(), None);
-                self.start_run(&spec.name, order, false, None);
+                self.start_run(&spec.name, What::Slot(now, Trigger::Start), None);
             }
         }
         // Queues that hold rows of an earlier process get their couriers now, not at the next run.
         for waiting in self.world.services.store.queues().await?.into_iter().filter(|queue| queue.waiting > 0) {
             let owner = self.active.values().find(|active| active.spec.publish.iter().any(|sink| sink.queue() == waiting.name));
-            if let Some(name) = owner.map(|active| active.spec.name.clone()) {
-                self.built(&name);
+            if let Some(active) = owner
+                && let Err(error) = build(&self.world, &active.spec, &active.built, &self.queues)
+            {
+                tracing::error!(monitor = %active.spec.name, error = %format!("{error:#}"), "the monitor could not be built");
             }
         }
         Ok(())
     }
 
     /// A slot is due.
-    pub fn due(&mut self, due: Due) {
-        let Some(active) = self.active.get(&due.monitor) else { return };
-        let spec = Arc::clone(&active.spec);
+    pub fn due(&mut self, due: &Due) {
         telemetry::slot_fired(lateness(self.world.services.clock.now(), due.slot));
         let busy = self.running.contains(&*due.monitor);
         let missed = due.missed + u64::from(busy);
@@ -125,8 +146,7 @@ impl Monitors {
             telemetry::slots_missed(&due.monitor, missed);
         }
         if !busy {
-            let order = once::new_order(&spec, due.slot, Trigger::Schedule, &RunRequest::default(), None);
-            self.start_run(&due.monitor, order, false, None);
+            self.start_run(&due.monitor, What::Slot(due.slot, Trigger::Schedule), None);
         }
     }
 
@@ -138,39 +158,24 @@ impl Monitors {
         }
         match once::order(&self.world, &active.spec, request, None) {
             Ok(order) => {
-                self.start_run(name, order, false, Some(reply));
+                self.start_run(name, What::Asked(order), Some(reply));
             }
             Err(error) => refuse(reply, Refusal::Unfit(error.to_string())),
         }
     }
 
-    /// The monitor, built, its queues served.
-    fn built(&mut self, name: &str) -> Option<Arc<Monitor>> {
-        let active = self.active.get_mut(name)?;
-        if let Some(built) = &active.built {
-            return Some(Arc::clone(built));
-        }
-        let built = match self.world.build(&active.spec) {
-            Ok(built) => built,
-            Err(error) => {
-                tracing::error!(monitor = name, error = %format!("{error:#}"), "the monitor could not be built");
-                return None;
-            }
-        };
-        active.built = Some(Arc::clone(&built));
-        for queue in self.world.register(&built) {
-            let (world, until) = (Arc::clone(&self.world), self.stopped.clone());
-            self.couriers.spawn(queue.clone(), async move { world.couriers.serve(&world.services, &queue, until).await });
-        }
-        Some(built)
+    /// Serves a queue from now on.
+    pub fn serve(&mut self, queue: String) {
+        let (world, until) = (Arc::clone(&self.world), self.stopped.clone());
+        self.couriers.spawn(queue.clone(), async move { world.couriers.serve(&world.services, &queue, until).await });
     }
 
-    /// False when the monitor is gone or runs already. `resume`: the run stands in the store already.
-    fn start_run(&mut self, name: &str, order: Order, resume: bool, reply: Option<Reply>) -> bool {
+    /// False when the monitor is gone or runs already. All but the hand-over is the task's: thousands may share a slot.
+    fn start_run(&mut self, name: &str, what: What, reply: Option<Reply>) -> bool {
         if self.running.contains(name) {
             return false;
         }
-        let Some(monitor) = self.built(name) else {
+        let Some(active) = self.active.get(name) else {
             if let Some(reply) = reply {
                 // A caller that went away needs no answer.
                 drop(reply.send(Err(Refusal::NoSuchMonitor(name.to_owned()))));
@@ -178,12 +183,29 @@ impl Monitors {
             return false;
         };
         self.running.insert(name.to_owned());
-        let (world, places) = (Arc::clone(&self.world), Arc::clone(&self.places));
+        let (spec, plan, cell) = (Arc::clone(&active.spec), Arc::clone(&active.plan), Arc::clone(&active.built));
+        let (world, places, queues) = (Arc::clone(&self.world), Arc::clone(&self.places), self.queues.clone());
         self.runs.spawn(name.to_owned(), async move {
             // The semaphore is never closed; were it, running would still be right.
             let _place = places.acquire().await.ok();
             let services = &world.services;
-            if !resume && !order.dry_run {
+            let monitor = match build(&world, &spec, &cell, &queues) {
+                Ok(monitor) => monitor,
+                Err(error) => {
+                    tracing::error!(monitor = %spec.name, error = %format!("{error:#}"), "the monitor could not be built");
+                    if let Some(reply) = reply {
+                        // As above.
+                        drop(reply.send(Err(Refusal::Unfit(format!("{error:#}")))));
+                    }
+                    return;
+                }
+            };
+            let (order, new) = match what {
+                What::Slot(slot, trigger) => (once::new_order(&spec, Some(&plan), slot, trigger, &RunRequest::default(), None), true),
+                What::Asked(order) => (order, true),
+                What::Rest(order) => (order, false),
+            };
+            if new && !order.dry_run {
                 match services.store.begin_run(order.run.clone()).await {
                     Ok(true) => {}
                     // Somebody ran this slot already.
@@ -219,25 +241,13 @@ impl Monitors {
         self.running.remove(&ended.name);
     }
 
-    /// Loads all files and acts on what changed. Monitors that did not change are not touched.
-    /// `asked`: by a person, who is answered even if nothing changed.
-    pub async fn reload(&mut self, asked: bool) -> Changes {
-        let (world, cache) = (Arc::clone(&self.world), Arc::clone(&self.cache));
-        let loaded = tokio::task::spawn_blocking(move || {
-            let mut cache = cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            load_monitors(&world.settings.monitors, &world.settings, &mut cache)
-        });
-        let loaded = match loaded.await {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                tracing::error!(%error, "loading the monitors failed; the last good ones go on");
-                return Changes::default();
-            }
-        };
+    /// Acts on what a look found. Monitors that did not change are not touched. `asked`: by a person, who reads of it even
+    /// if nothing changed.
+    pub fn take_up(&mut self, loaded: &Loaded, asked: bool) -> Changes {
         let old = self.active.values().map(|active| (active.spec.name.clone(), Arc::clone(&active.spec))).collect();
         let (acts, mut changes) = diff(&old, &loaded.monitors, &loaded.broken);
         changes.faults = loaded.faults.iter().map(ToString::to_string).collect();
-        self.report(&loaded, &changes, asked || !acts.is_empty());
+        self.report(loaded, &changes, asked || !acts.is_empty());
         let now = self.world.services.clock.now();
         for act in acts {
             match act {
@@ -277,7 +287,7 @@ impl Monitors {
                 } else {
                     self.queue.remove(&name);
                 }
-                self.active.insert(name, Active { spec, plan, built: None });
+                self.active.insert(name, Active { spec, plan, built: Arc::default() });
             }
             Err(fault) => tracing::error!(monitor = %name, %fault, "the schedule does not hold"),
         }

@@ -27,11 +27,19 @@ pub(super) fn order(world: &World, spec: &MonitorSpec, request: &RunRequest, pro
     {
         bail!("--since {since} lies further back than decisions are remembered ({kept}): items would be judged again");
     }
-    Ok(new_order(spec, now, Trigger::Manual, request, progress))
+    let plan = Plan::new(&spec.schedule, &spec.name).ok();
+    Ok(new_order(spec, plan.as_ref(), now, Trigger::Manual, request, progress))
 }
 
 /// The order of a new run. Its slot is where its seed comes from, so the same run draws the same items.
-pub(super) fn new_order(spec: &MonitorSpec, slot: jiff::Timestamp, trigger: Trigger, request: &RunRequest, progress: Option<watch::Sender<Progress>>) -> Order {
+pub(super) fn new_order(
+    spec: &MonitorSpec,
+    plan: Option<&Plan>,
+    slot: jiff::Timestamp,
+    trigger: Trigger,
+    request: &RunRequest,
+    progress: Option<watch::Sender<Progress>>,
+) -> Order {
     let id = run_id(&spec.name, slot, trigger);
     let seed = spec.sampling.seed.map_or_else(
         || {
@@ -43,7 +51,7 @@ pub(super) fn new_order(spec: &MonitorSpec, slot: jiff::Timestamp, trigger: Trig
     );
     let slot_us = slot.as_microsecond();
     let run = RunRow { id, monitor: spec.name.clone(), slot_us, trigger, seed, publish: !request.no_publish, started_us: slot_us, drawn: false };
-    let period = Plan::new(&spec.schedule, &spec.name).ok().and_then(|plan| plan.period(slot));
+    let period = plan.and_then(|plan| plan.period(slot));
     Order { run, since: request.since, until: request.until, dry_run: request.dry_run, period, progress }
 }
 
@@ -69,7 +77,7 @@ pub async fn once(settings: Settings, spec: Arc<MonitorSpec>, request: RunReques
 
     if !request.dry_run {
         for open in world.services.store.open_runs().await?.into_iter().filter(|run| run.monitor == spec.name) {
-            tracing::info!(run = %open.id, "finishing a run that was interrupted");
+            tracing::info!(monitor = %spec.name, run = %open.id, "finishing a run that was interrupted");
             let resumed = Order { run: open, since: None, until: None, dry_run: false, period: order.period, progress: None };
             pipeline::run(&monitor, &world.services, &resumed).await?;
         }

@@ -38,6 +38,14 @@ pub trait MetricConfig: Debug + Send + Sync {
     /// What is wrong with the settings, and the key it hangs on.
     fn build(&self, cx: &MetricBuildCx<'_>) -> Result<Arc<dyn Metric>, BuildError>;
 
+    /// Whether `build` would succeed, at less cost where building is dear: a thousand monitors are checked at every start.
+    ///
+    /// # Errors
+    /// `build`'s.
+    fn check(&self, cx: &MetricBuildCx<'_>) -> Result<(), BuildError> {
+        self.build(cx).map(drop)
+    }
+
     /// Free metrics run before dear ones.
     fn price(&self) -> Price {
         Price::Free

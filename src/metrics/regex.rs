@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use regex_automata::nfa::thompson::{Compiler, Config};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -30,11 +31,24 @@ inventory::submit! {
     }
 }
 
+/// Bytes of a compiled regex at most: the regex crate's default.
+const SIZE: usize = 10 * (1 << 20);
+
 impl MetricConfig for RegexConfig {
     fn build(&self, _: &MetricBuildCx<'_>) -> Result<Arc<dyn Metric>, BuildError> {
-        let regex = regex::Regex::new(&self.pattern)
+        let regex = regex::RegexBuilder::new(&self.pattern)
+            .size_limit(SIZE)
+            .build()
             .map_err(|error| BuildError::at("pattern", format!("no regular expression: {}", text::one_line(&error.to_string(), 300))))?;
         Ok(Arc::new(Matcher { regex, field: self.field.clone(), invert: self.invert }))
+    }
+
+    /// Compiles to the automaton that all of the regex crate's engines are made from, under the crate's own limit of size,
+    /// and makes none of them.
+    fn check(&self, cx: &MetricBuildCx<'_>) -> Result<(), BuildError> {
+        let compiler = Compiler::new().configure(Config::new().nfa_size_limit(Some(SIZE))).build(&self.pattern);
+        // What is wrong is said by the crate that builds.
+        compiler.map(drop).or_else(|_| self.build(cx).map(drop))
     }
 
     fn revision(&self, _: &MetricBuildCx<'_>) -> String {

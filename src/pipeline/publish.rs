@@ -95,7 +95,11 @@ impl Couriers {
                     if changed.is_err() {
                         return;
                     }
-                    tokio::time::sleep(LINGER).await;
+                    // Cut short at the end: what is left then goes out at once, by the last flush.
+                    tokio::select! {
+                        () = stopped(&mut stop) => return,
+                        () = tokio::time::sleep(LINGER) => {}
+                    }
                 }
                 () = sleep_until(services, until_us) => {}
             }

@@ -13,6 +13,7 @@ use futures_util::{
 };
 use jiff::Timestamp;
 use tokio::sync::mpsc;
+use tracing::Instrument;
 
 use super::{
     Monitor, Services,
@@ -29,6 +30,7 @@ use crate::{
     sources::{Fetched, Pages, SourceError},
     store::{Closed, ItemEnd, ItemOutcome, NewItem, NewScore, Pending, RunRow},
     telemetry,
+    util::text,
 };
 
 /// What a run is asked to do.
@@ -89,7 +91,9 @@ async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Resu
     let started = services.clock.now();
     let books = Books::new(monitor, services, order);
     let timeout = monitor.spec.schedule.timeout;
-    let worked = match tokio::time::timeout(timeout.0, work(&books)).await {
+    // Every line that is logged below says whose it is.
+    let span = tracing::info_span!("run", monitor = %monitor.spec.name, run = %order.run.id);
+    let worked = match tokio::time::timeout(timeout.0, work(&books).instrument(span)).await {
         Ok(worked) => worked,
         Err(_) => Err(Stopped::Timeout(timeout)),
     };
@@ -222,7 +226,11 @@ async fn judge_all<'a>(books: &'a Books<'a>, items: impl futures_util::Stream<It
         return Ok(());
     }
     // Boxed, one allocation an item: the compiler cannot else see that a run may move between threads.
-    let judged = items.map(move |item| -> BoxFuture<'a, _> { Box::pin(judge(books, item)) }).buffer_unordered(concurrency);
+    let judged = items.map(move |item| -> BoxFuture<'a, _> {
+        let span = tracing::info_span!("item", item = %text::one_line(&item.trace.id, 128));
+        Box::pin(judge(books, item).instrument(span))
+    });
+    let judged = judged.buffer_unordered(concurrency);
     let recorded = judged.map(move |judged| -> BoxFuture<'a, _> { Box::pin(record(books, judged)) }).buffer_unordered(RECORDING);
     let mut recorded: BoxStream<'a, Result<(), Stopped>> = Box::pin(recorded);
     while let Some(done) = recorded.next().await {

@@ -7,6 +7,7 @@ use std::{
     collections::HashSet,
     fs::{File, OpenOptions},
     io::{Read, Seek, SeekFrom, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -64,6 +65,9 @@ const TAIL: u64 = 4 << 20;
 impl Jsonl {
     fn append(&self, batch: &[Delivery]) -> std::io::Result<()> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.as_ref().is_some_and(|open| !still_at(&open.file, &self.path)) {
+            *open = None;
+        }
         let Open { file, found } = match &mut *open {
             Some(open) => open,
             none => none.insert(open_file(&self.path)?),
@@ -80,6 +84,12 @@ impl Jsonl {
         }
         written
     }
+}
+
+/// False when the file was moved away or deleted (a log rotation): what is appended now would be read by nobody.
+fn still_at(file: &File, path: &Path) -> bool {
+    let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    matches!((file.metadata().map(place), std::fs::metadata(path).map(place)), (Ok(ours), Ok(theirs)) if ours == theirs)
 }
 
 fn open_file(path: &Path) -> std::io::Result<Open> {

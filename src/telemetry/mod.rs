@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::model::{ItemCounts, RunReport, RunStatus};
 
@@ -88,8 +89,29 @@ pub fn monitors(state: &'static str, n: usize) {
     gauge!("assayd_monitors", "state" => state).set(n as f64);
 }
 
+/// Upper bounds in seconds. Buckets, not quantiles: those of several daemons can be added up.
+const BUCKETS: [(&str, &[f64]); 3] = [
+    ("assayd_schedule_lateness_seconds", &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0]),
+    ("assayd_run_duration_seconds", &[0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0]),
+    ("llm_latency_seconds", &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]),
+];
+
+/// Counts from now on; the handle renders /metrics.
+///
+/// # Errors
+/// When this process counts already.
+pub fn start() -> Result<PrometheusHandle, BuildError> {
+    let mut builder = PrometheusBuilder::new();
+    for (name, buckets) in BUCKETS {
+        builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)?;
+    }
+    let handle = builder.install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
 /// Help texts for /metrics.
-pub fn describe() {
+fn describe() {
     describe_counter!("assayd_runs_total", "Runs by how they ended; `missed` are slots without a run");
     describe_histogram!("assayd_run_duration_seconds", "Duration of runs");
     describe_histogram!("assayd_schedule_lateness_seconds", "From a slot to the run handed to its task");

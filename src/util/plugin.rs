@@ -51,9 +51,10 @@ pub fn read_block<C: ?Sized>(
         return None;
     };
     let Some(kind) = kinds.iter().find(|kind| kind.name == name) else {
-        let (word, names) = (text::one_line(name, 40), known());
-        let hint = text::nearest(&word, names.iter().copied()).map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
-        faults.push(Fault::new(&chosen.at, format!("unknown {family} type `{word}`: {hint}known are {}", names.join(", "))));
+        let (word, names) = (text::word(name), known());
+        let hint = word.and_then(|word| text::nearest(word, names.iter().copied())).map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
+        let word = word.map(|word| format!(" `{word}`")).unwrap_or_default();
+        faults.push(Fault::new(&chosen.at, format!("unknown {family} type{word}: {hint}known are {}", names.join(", "))));
         return None;
     };
     let own = map.iter().filter(|(key, ..)| key != "type" && !common.contains(&key.as_str())).cloned().collect();

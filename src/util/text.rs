@@ -24,6 +24,15 @@ pub fn one_line(text: &str, max: usize) -> String {
     clip(clean.trim(), max)
 }
 
+/// The text itself if it looks like a word of settings (`interval_minutes`, `gpt-4.1`): short, and of letters, digits, `_`,
+/// `-` and `.`. Keys and passwords that a provider gives out are longer; what a user may have put in the wrong place is
+/// not repeated in a message.
+#[must_use]
+pub fn word(text: &str) -> Option<&str> {
+    let sound = text.len() <= 24 && text.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '.'));
+    sound.then_some(text)
+}
+
 /// A number for people: at most four decimals, no trailing zeros (`0.71`, `130`, `1234.5`).
 #[must_use]
 pub fn figure(value: f64) -> String {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     build::{demo, langfuse, quick, short, with},
     site::Site,
+    world::Fault,
 };
 
 #[tokio::test]
@@ -37,6 +38,7 @@ async fn every_fault_of_every_file_is_told_in_one_go() {
 #[tokio::test]
 async fn a_fault_is_told_with_what_was_probably_meant() {
     let site = Site::new().await;
+    let place = regex::Regex::new(r"monitors/m\.yaml:\d+:\d+: ").unwrap();
     for (text, wanted) in [
         ("metrics: [{ name: a, type: lenght, max: 1 }]", "length"),
         ("metrics: [{ name: a, type: length, maxx: 1 }]", "max"),
@@ -50,7 +52,7 @@ async fn a_fault_is_told_with_what_was_probably_meant() {
         site.write("monitors/m.yaml", format!("schedule: {{ every: 5m }}\nsource: {{ type: file, path: x.jsonl }}\n{text}\n"));
         let output = site.run(&["validate"]).await.expect(1);
         assert!(output.said().contains(wanted), "{text}: {output:?}");
-        assert!(regex::Regex::new(r"monitors/m\.yaml:\d+:\d+: ").unwrap().is_match(&output.said()), "{output:?}");
+        assert!(place.is_match(&output.said()), "{output:?}");
     }
 }
 
@@ -170,6 +172,52 @@ async fn an_items_life_is_explained() {
 }
 
 #[tokio::test]
+async fn a_line_about_an_item_says_whose_it_is() {
+    let mut site = Site::new().await;
+    site.settings["log"] = json!({ "level": "assayd=debug" });
+    site.save();
+    site.world.langfuse.add_some(1);
+    site.world.llm.faults.queue([Fault::Status(500)]);
+    site.monitor("m", &quick());
+    let _daemon = site.daemon().await;
+    site.until("the score", |world| world.langfuse.scored("helpful") == 1).await;
+    let log = site.log();
+    let line = log.lines().find(|line| line.contains("tried again")).unwrap_or_else(|| panic!("{log}"));
+    let line: Value = serde_json::from_str(line).unwrap();
+    let spans = line["spans"].as_array().unwrap();
+    let field = |name: &str| spans.iter().find_map(|span| span[name].as_str());
+    assert_eq!((field("monitor"), field("item")), (Some("m"), Some("t0000")), "{line}");
+    assert!(field("run").is_some_and(|run| !run.is_empty()), "{line}");
+}
+
+#[tokio::test]
+async fn validate_checks_the_files_that_it_is_given() {
+    let site = Site::new().await;
+    let sound = "schedule: { every: 1h }\nsource: { type: file, path: x }\nmetrics: [{ name: a, type: length, max: 1 }]\n";
+    site.write("monitors/good.yaml", sound);
+    site.write("monitors/bad.yaml", "schedule: { evry: 1h }\n");
+    site.write("drafts/draft.yaml", "schedule: { every: soon }\n");
+    site.write("drafts/notes.txt", "no monitor");
+    let absolute = |path: &str| site.path(path).display().to_string();
+    for (path, code, words) in [
+        ("monitors/good.yaml", 0, "all sound"),
+        ("./monitors/good.yaml", 0, "all sound"),
+        (&absolute("monitors/good.yaml"), 0, "all sound"),
+        ("monitors/bad.yaml", 1, "monitors/bad.yaml:1:13"),
+        (&absolute("monitors/bad.yaml"), 1, "monitors/bad.yaml:1:13"),
+        ("monitors", 1, "monitors/bad.yaml:1:13"),
+        ("drafts/draft.yaml", 1, "drafts/draft.yaml:1:20"),
+        ("drafts", 1, "drafts/draft.yaml:1:20"),
+        ("drafts/notes.txt", 1, "holds no monitor"),
+        ("nowhere.yaml", 1, "nowhere.yaml"),
+        ("assayd.yaml", 0, "all sound"),
+    ] {
+        let said = site.run(&["validate", path]).await.expect(code).said();
+        assert!(said.contains(words), "{path}: no `{words}` in {said}");
+    }
+}
+
+#[tokio::test]
 async fn status_tells_what_each_monitor_does() {
     let site = Site::new().await;
     site.monitor("answers", &demo(&site));
@@ -178,7 +226,17 @@ async fn status_tells_what_each_monitor_does() {
     assert!(before.contains("answers") && before.contains("idle"), "{before}");
     site.once("answers").await;
     let after = site.run(&["status"]).await.expect(0).stdout;
-    assert!(after.contains("succeeded"), "{after}");
+    assert!(after.contains("succeeded") && after.contains("daemon: not running"), "{after}");
+
+    std::fs::remove_file(site.path("answers.jsonl")).unwrap();
+    site.once_with("answers", &[], 1).await;
+    let failed = site.run(&["status"]).await.expect(0).stdout;
+    assert!(failed.contains("answers: ") && failed.contains("answers.jsonl"), "why it failed: {failed}");
+    let daemon = site.daemon().await;
+    let running = site.run(&["status"]).await.expect(0).stdout;
+    assert!(running.contains(&format!("daemon: process {}", daemon.pid())), "{running}");
+    let json = site.run(&["status", "--format", "json"]).await.expect(0).json();
+    assert_eq!(json["daemon"]["pid"], daemon.pid());
 }
 
 #[tokio::test]

@@ -59,3 +59,13 @@ async fn no_kill_loses_or_doubles_a_score_of_langfuse_v4_and_openai() {
 async fn no_kill_loses_or_doubles_a_score_of_langfuse_v3_and_anthropic() {
     no_kill_loses_or_doubles_a_score(Mode::V3, "judge-a", 0xd1b5_4a32_d192_ed03).await;
 }
+
+#[tokio::test]
+async fn no_kill_loses_or_doubles_a_score_of_langfuse_v4_and_anthropic() {
+    no_kill_loses_or_doubles_a_score(Mode::V4, "judge-a", 0x94d0_49bb_1331_11eb).await;
+}
+
+#[tokio::test]
+async fn no_kill_loses_or_doubles_a_score_of_langfuse_v3_and_openai() {
+    no_kill_loses_or_doubles_a_score(Mode::V3, "judge", 0xbf58_476d_1ce4_e5b9).await;
+}

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     build::{judge, langfuse, quick, short, with},
     site::Site,
-    world::Fault,
+    world::{Fault, NewTrace},
 };
 
 fn count(report: &Value, key: &str) -> u64 {
@@ -49,6 +49,20 @@ async fn a_line_for_each_score_is_appended() {
     let ids: std::collections::BTreeSet<_> = rows.iter().map(|row| row["score_id"].as_str().unwrap()).collect();
     assert_eq!(ids.len(), 12);
     assert!(site.world.langfuse.posts().is_empty());
+}
+
+#[tokio::test]
+async fn a_file_that_is_moved_away_is_made_anew() {
+    let site = Site::new().await;
+    site.world.langfuse.add_some(3);
+    site.monitor("m", &with(quick(), json!({ "metrics": [short()], "publish": [{ "type": "jsonl", "path": "out/scores.jsonl" }] })));
+    let lines = |path: &str| std::fs::read_to_string(site.path(path)).map_or(0, |text| text.lines().count());
+    let _daemon = site.daemon().await;
+    site.wait("the first scores", async || lines("out/scores.jsonl") == 3).await;
+    std::fs::rename(site.path("out/scores.jsonl"), site.path("out/scores.jsonl.1")).unwrap();
+    site.world.langfuse.add(NewTrace::new("late", jiff::Timestamp::now() - jiff::SignedDuration::from_secs(1)));
+    site.wait("a score in a new file", async || lines("out/scores.jsonl") == 1).await;
+    assert_eq!(lines("out/scores.jsonl.1"), 3);
 }
 
 #[tokio::test]

@@ -208,7 +208,8 @@ async fn a_daemon_with_nothing_to_do_ends_at_once() {
     let daemon = site.daemon().await;
     let asked = std::time::Instant::now();
     assert_eq!(daemon.stop().await, Some(0));
-    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    // The grace for what is under way is 30 s: none of it is waited out.
+    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
 }
 
 #[tokio::test]

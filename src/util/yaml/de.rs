@@ -13,21 +13,40 @@ use serde::{
 use super::{Fault, Node, Span, Value};
 use crate::util::text;
 
-/// A typed value from a tree; `None` after at least one fault was pushed. All unknown keys are reported; a wrong value
-/// hides only what stands behind it in the same struct.
+/// Faults of one tree that are looked for, one pass over the tree each.
+const MOST_PASSES: usize = 32;
+
+/// A typed value from a tree, with every fault of the tree: where something is wrong, it is told and left out, and what
+/// is left is read again. So a value may come back beside faults, with defaults for what was wrong; the caller counts
+/// faults before it uses one. `None` where a needed part is missing or wrong.
 pub fn read<T: DeserializeOwned>(node: &Node, faults: &mut Vec<Fault>) -> Option<T> {
-    let unknown = RefCell::new(Vec::new());
-    let read = T::deserialize(De { node, faults: &unknown });
-    let unknown = unknown.into_inner();
-    let sound = unknown.is_empty();
-    faults.extend(unknown);
-    match read {
-        Ok(value) => sound.then_some(value),
-        Err(error) => {
-            faults.push(Fault { at: error.at.unwrap_or_else(|| node.at.clone()), message: error.message });
-            None
+    let mut mended: Option<Node> = None;
+    let mut left_out: Vec<(Span, String)> = Vec::new();
+    for pass in 0..MOST_PASSES {
+        let tree = mended.as_ref().unwrap_or(node);
+        let unknown = RefCell::new(Vec::new());
+        let read = T::deserialize(De { node: tree, faults: &unknown });
+        // Each pass meets the unknown keys again.
+        if pass == 0 {
+            faults.extend(unknown.into_inner());
         }
+        let error = match read {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        let at = error.at.unwrap_or_else(|| tree.at.clone());
+        // What was left out is missing now: that is no second fault.
+        let known = left_out.iter().any(|(map, key)| *map == at && error.message == missing(key));
+        if !known {
+            faults.push(Fault { at: at.clone(), message: error.message });
+        }
+        left_out.push(mended.get_or_insert_with(|| node.clone()).leave_out(&at)?);
     }
+    None
+}
+
+fn missing(field: &str) -> String {
+    format!("`{field}` is missing")
 }
 
 #[derive(Debug)]
@@ -64,10 +83,9 @@ impl de::Error for Error {
             Unexpected::Map => "a mapping".to_owned(),
             Unexpected::Seq => "a list".to_owned(),
             Unexpected::Unit => "nothing".to_owned(),
-            Unexpected::Signed(n) => format!("the number {n}"),
-            Unexpected::Float(n) => format!("the number {n}"),
-            Unexpected::Bool(b) => format!("`{b}`"),
-            other => other.to_string(),
+            Unexpected::Signed(_) | Unexpected::Unsigned(_) | Unexpected::Float(_) => "a number".to_owned(),
+            Unexpected::Bool(_) => "true or false".to_owned(),
+            _ => "something else".to_owned(),
         };
         Self::custom(format_args!("expected {expected}, found {found}"))
     }
@@ -77,7 +95,7 @@ impl de::Error for Error {
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self::custom(format_args!("`{field}` is missing"))
+        Self::custom(missing(field))
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
@@ -89,13 +107,20 @@ impl de::Error for Error {
     }
 }
 
-/// "unknown key `intervall`, did you mean `interval_minutes`?"
+/// "unknown key `intervall`, did you mean `interval_minutes`?" What is no word of ours by its looks is not repeated: it
+/// may be a secret in the wrong place.
 pub(super) fn unknown(what: &str, word: &str, expected: &[&str]) -> String {
-    let word = text::one_line(word, 60);
-    match text::nearest(&word, expected.iter().copied()) {
+    let Some(word) = text::word(word) else {
+        return format!("unknown {what}, expected one of {}", list(expected));
+    };
+    match text::nearest(word, expected.iter().copied()) {
         Some(near) => format!("unknown {what} `{word}`, did you mean `{near}`?"),
-        None => format!("unknown {what} `{word}`, expected one of {}", expected.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
+        None => format!("unknown {what} `{word}`, expected one of {}", list(expected)),
     }
+}
+
+fn list(names: &[&str]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 #[derive(Clone, Copy)]

@@ -74,16 +74,39 @@ impl Node {
         self.as_map()?.iter().find(|(name, ..)| name == key).map(|(.., node)| node)
     }
 
-    /// `a mapping`, `the number 5`: for messages. Strings are shown, so not for secrets.
+    /// `a mapping`, `a number`: for messages. Never the value itself, which may be a secret.
     #[must_use]
-    pub fn describe(&self) -> String {
-        match (&self.value, &self.text) {
-            (Value::Null, _) => "nothing".to_owned(),
-            (Value::Seq(_), _) => "a list".to_owned(),
-            (Value::Map(_), _) => "a mapping".to_owned(),
-            (Value::String(_), _) => "text".to_owned(),
-            (_, Some(text)) => format!("`{text}`"),
-            _ => "a scalar".to_owned(),
+    pub fn describe(&self) -> &'static str {
+        match &self.value {
+            Value::Null => "nothing",
+            Value::Seq(_) => "a list",
+            Value::Map(_) => "a mapping",
+            Value::String(_) => "text",
+            Value::Int(_) | Value::Float(_) => "a number",
+            Value::Bool(_) => "true or false",
+        }
+    }
+
+    /// Takes out the entry (of a mapping) or item (of a list) whose value stands at a place. The mapping it stood in and its key; an item has no key. `None`, and nothing done, for the root.
+    pub(super) fn leave_out(&mut self, at: &Span) -> Option<(Span, String)> {
+        let here = self.at.clone();
+        match &mut self.value {
+            Value::Map(map) => {
+                if let Some(deeper) = map.iter_mut().find_map(|(.., value)| value.leave_out(at)) {
+                    return Some(deeper);
+                }
+                let found = map.iter().position(|(.., value)| value.at == *at)?;
+                Some((here, map.remove(found).0))
+            }
+            Value::Seq(items) => {
+                if let Some(deeper) = items.iter_mut().find_map(|item| item.leave_out(at)) {
+                    return Some(deeper);
+                }
+                let found = items.iter().position(|item| item.at == *at)?;
+                items.remove(found);
+                Some((here, String::new()))
+            }
+            _ => None,
         }
     }
 }

@@ -3,6 +3,7 @@ use std::{collections::HashMap, sync::Arc};
 use granit_parser::{Event, Marker, Parser, ScalarStyle};
 
 use super::{Fault, Node, Span, Value, node::Map};
+use crate::util::text;
 
 /// Settings are small; what is larger is no settings file.
 const MAX_BYTES: usize = 1 << 20;
@@ -32,8 +33,17 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<Node>, Fault> {
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut reader = Reader { parser: Parser::new_from_str(text), file, anchors: HashMap::new(), open: Vec::new(), nodes: 0, last: Marker::new(0, 1, 0) };
-    reader.documents()
+    reader.documents().map_err(|mut fault| {
+        // The braces of `${NAME}` are YAML's own where it reads `{ key: value }`.
+        let line = text.lines().nth(fault.at.line.saturating_sub(1) as usize).unwrap_or_default();
+        if fault.message.starts_with(INVALID) && line.contains(['{', '[']) && line.contains("${") && !line.contains("\"${") {
+            fault.message.push_str("; inside `{ }` and `[ ]`, write \"${NAME}\" with quotes");
+        }
+        fault
+    })
 }
+
+const INVALID: &str = "not valid YAML";
 
 struct Reader<'a> {
     parser: Parser<'a, granit_parser::StrInput<'a>>,
@@ -64,7 +74,7 @@ impl<'a> Reader<'a> {
             }
             Some(Err(error)) => {
                 let hint = if error.info().contains("tab") { " (YAML indents with spaces, never with tabs)" } else { "" };
-                Err(self.fault(error.marker(), format!("not valid YAML: {}{hint}", error.info())))
+                Err(self.fault(error.marker(), format!("{INVALID}: {}{hint}", error.info())))
             }
             None => Err(self.fault(&self.last.clone(), "the document ends too early")),
         }
@@ -147,6 +157,7 @@ impl<'a> Reader<'a> {
     fn map(&mut self, depth: usize) -> Result<Map, Fault> {
         let mut map: Map = Vec::new();
         let mut merged: Map = Vec::new();
+        let mut lines: HashMap<String, u32> = HashMap::new();
         loop {
             let (event, at) = self.next()?;
             let (key, span) = match event {
@@ -161,14 +172,14 @@ impl<'a> Reader<'a> {
                     Value::Map(entries) => merged.extend(entries),
                     _ => return Err(self.fault(&value_at, "`<<` merges a mapping")),
                 }
-            } else if let Some((_, first, _)) = map.iter().find(|(known, ..)| *known == key) {
-                return Err(self.fault(&at, format!("the key `{key}` stands here a second time; the first is in line {}", first.line)));
+            } else if let Some(first) = lines.insert(key.clone(), span.line) {
+                return Err(self.fault(&at, format!("the key `{}` stands here a second time; the first is in line {first}", text::one_line(&key, 60))));
             } else {
                 map.push((key, span, value));
             }
         }
         for entry in merged {
-            if map.iter().all(|(known, ..)| *known != entry.0) {
+            if lines.insert(entry.0.clone(), entry.1.line).is_none() {
                 map.push(entry);
             }
         }
@@ -202,7 +213,7 @@ mod tests {
             }
             text.into_bytes()
         };
-        let cases: [(&str, Vec<u8>, &str); 8] = [
+        let cases: [(&str, Vec<u8>, &str); 9] = [
             ("tab", b"a:\n\tb: 1\n".to_vec(), ":2:"),
             ("cycle", b"a: &x\n  b: *x\n".to_vec(), "itself"),
             ("bomb", bomb, "unfolds"),
@@ -210,6 +221,7 @@ mod tests {
             ("not utf-8", b"a: 1\nb: \xff\n".to_vec(), ":2:4: the file is not UTF-8"),
             ("twice", b"a: 1\nb: 2\na: 3\n".to_vec(), ":3:1: the key `a`"),
             ("open", b"schedule: [\n".to_vec(), "not valid YAML"),
+            ("a variable's braces", b"schedule: { every: ${EVERY} }\n".to_vec(), "with quotes"),
             ("deep", [b'['; 10_000].to_vec(), ""),
         ];
         for (name, bytes, want) in cases {

@@ -91,7 +91,7 @@ impl Llm {
     }
 
     pub fn reason(&self, reason: &str) {
-        self.state.lock().unwrap().reason = reason.to_owned();
+        reason.clone_into(&mut self.state.lock().unwrap().reason);
     }
 
     /// Answered calls by item. An answer in a bad style is an answer: it was paid for.
