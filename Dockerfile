@@ -15,10 +15,11 @@ COPY benches benches
 COPY tests tests
 COPY src src
 # The gnu target with a static libc. Naming the target keeps the flag away from build scripts and procedural macros,
-# which cannot be static. `scripts/static-build.sh` does the same outside a container.
+# which cannot be static. getrandom looks its system call up by name, which a static binary cannot, and would read
+# /dev/urandom: it is told to make the call. `scripts/static-build.sh` does the same outside a container.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     target="$(rustc -vV | sed -n 's/^host: //p')" \
-    && RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bin assayd --target "$target" \
+    && RUSTFLAGS='-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' cargo build --release --locked --bin assayd --target "$target" \
     && install -D -m 0755 "target/$target/release/assayd" /root-fs/usr/bin/assayd
 # TLS trusts what the certificates here say (rustls-platform-verifier reads the system's bundle; SSL_CERT_FILE names
 # another). The folders belong to the user of the final stage, so that a named volume over the state starts out writable.

@@ -8,6 +8,8 @@ binary=$(realpath "${1:?the static binary}")
 here=$(cd "$(dirname "$0")/.." && pwd)
 root=$(mktemp -d)
 port=${ROOTFS_CHECK_PORT:-18484}
+# By its full path: it is looked for without our PATH, and lies where only root looks.
+chroot=$(PATH=$PATH:/usr/sbin:/sbin command -v chroot)
 pid=
 finish() {
     [ -z "$pid" ] || kill -KILL "$pid" 2>/dev/null || true
@@ -26,7 +28,7 @@ chmod -R a+rX "$root/etc"
 
 inside() {
     env -i ASSAYD_CONFIG=/etc/assayd/assayd.yaml ASSAYD_STATE=/var/lib/assayd SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
-        chroot --userspec=65532:65532 --groups= "$root" /usr/bin/assayd "$@"
+        "$chroot" --userspec=65532:65532 --groups= "$root" /usr/bin/assayd "$@"
 }
 fail() {
     echo "rootfs-check: $1" >&2
@@ -38,7 +40,7 @@ inside --version
 inside validate || fail "the shipped files are not sound"
 # `exec`: the signal has to reach the daemon itself, not a shell before it.
 (exec env -i ASSAYD_CONFIG=/etc/assayd/assayd.yaml ASSAYD_STATE=/var/lib/assayd \
-    chroot --userspec=65532:65532 --groups= "$root" /usr/bin/assayd run) > "$root/var/lib/log" 2>&1 &
+    "$chroot" --userspec=65532:65532 --groups= "$root" /usr/bin/assayd run) > "$root/var/lib/log" 2>&1 &
 pid=$!
 
 waited=0

@@ -4,7 +4,9 @@
 set -eu
 cd "$(dirname "$0")/.."
 target=$(rustc -vV | sed -n 's/^host: //p')
-RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bin assayd --target "$target" >&2
+# getrandom looks its system call up by name, which a static binary cannot, and would read /dev/urandom, which an empty
+# root does not have: it is told to make the call.
+RUSTFLAGS='-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' cargo build --release --locked --bin assayd --target "$target" >&2
 binary=$(realpath "${CARGO_TARGET_DIR:-target}/$target/release/assayd")
 # A dynamic binary names its loader in an INTERP header, a static one has none.
 if readelf -l "$binary" 2>/dev/null | grep -q INTERP; then
