@@ -23,9 +23,12 @@ async fn shows(site: &Site, score: &str) {
     site.wait_within(SOON, &format!("a score `{score}`"), async || site.world.langfuse.scored(score) > 0).await;
 }
 
-/// The first reload of this daemon: what it fetches from then on is judged by what is written now.
-async fn reloaded(site: &Site) {
-    site.wait_within(SOON, "the reload", async || site.metric("assayd_config_reloads_total", &[]).await > 0.0).await;
+/// Does something to the files, and waits for the reload: what is fetched from then on is judged by what is written now.
+async fn reloaded_by(site: &Site, change: impl FnOnce()) {
+    let reloads = async || site.metric("assayd_config_reloads_total", &[]).await;
+    let before = reloads().await;
+    change();
+    site.wait_within(SOON, "the reload", async || reloads().await > before).await;
 }
 
 /// A trace for the next run to score.
@@ -58,8 +61,7 @@ async fn a_changed_file_takes_effect_and_carries_its_state_over() {
     site.monitor("m", &marked("before"));
     let _daemon = site.daemon().await;
     shows(&site, "before").await;
-    site.monitor("m", &marked("after"));
-    reloaded(&site).await;
+    reloaded_by(&site, || site.monitor("m", &marked("after"))).await;
     fresh(&site, "new");
     shows(&site, "after").await;
     site.more_runs("m", 1).await;
@@ -223,12 +225,9 @@ async fn defaults_and_environment_of_a_folder_reach_its_monitors() {
     let row = &site.export(&["--monitor", "answers"]).await[0];
     assert_eq!(row["passed"], false, "{row}");
     // A changed default changes every monitor below it.
-    site.write("monitors/support/.env", "MOST=5000\n");
-    site.write(
-        "monitors/support/_defaults.yaml",
-        "schedule: { every: 1s }\nsource: { type: langfuse, settle: 0s, overlap: 1h }\npublish: [{ type: langfuse, scores: true }]\n",
-    );
-    reloaded(&site).await;
+    reloaded_by(&site, || site.write("monitors/support/.env", "MOST=5000\n")).await;
+    let defaults = "schedule: { every: 1s }\nsource: { type: langfuse, settle: 0s, overlap: 1h }\npublish: [{ type: langfuse, scores: true }]\n";
+    reloaded_by(&site, || site.write("monitors/support/_defaults.yaml", defaults)).await;
     fresh(&site, "b");
     site.until("the second trace's score", |world| world.langfuse.scored("long") == 2).await;
     let rows = site.export(&["--monitor", "answers"]).await;
@@ -244,8 +243,7 @@ async fn a_network_mount_is_polled() {
     site.monitor("m", &marked("before"));
     let _daemon = site.daemon().await;
     shows(&site, "before").await;
-    site.monitor("m", &marked("after"));
-    reloaded(&site).await;
+    reloaded_by(&site, || site.monitor("m", &marked("after"))).await;
     fresh(&site, "late");
     shows(&site, "after").await;
     assert_eq!(site.world.langfuse.scored("before"), 2);
