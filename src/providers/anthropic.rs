@@ -142,10 +142,11 @@ impl Provider for Anthropic {
         }
     }
 
-    async fn probe(&self) -> Result<(), ProviderError> {
+    async fn models(&self) -> Result<Vec<String>, ProviderError> {
         let mut url = self.endpoint.url(&["v1", "models"]);
-        url.query_pairs_mut().append_pair("limit", "1");
-        self.endpoint.get(url).await.map(|_| ()).map_err(into_error)
+        url.query_pairs_mut().append_pair("limit", "1000");
+        let answer = self.endpoint.get(url).await.map_err(into_error)?;
+        wire::model_ids(&answer).map_err(|error| into_error(self.endpoint.complaint(&error)))
     }
 }
 
@@ -189,9 +190,13 @@ struct Body<'a> {
     max_tokens: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     system: Option<&'a str>,
-    messages: [Message<'a>; 1],
+    messages: Vec<Message<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     temperature: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_p: Option<f64>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    stop_sequences: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     output_config: Option<OutputConfig<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -242,13 +247,15 @@ fn wire_request(request: &ChatRequest, quirks: Quirks) -> Result<Vec<u8>, Provid
         model: &request.model,
         max_tokens: request.max_tokens,
         system: system.as_deref(),
-        messages: [Message { role: "user", content: &request.user }],
+        messages: request.messages.iter().map(|message| Message { role: message.role.as_str(), content: &message.text }).collect(),
         temperature: request.temperature.filter(|_| quirks.temperature),
+        top_p: request.top_p.filter(|_| quirks.temperature),
+        stop_sequences: &request.stop,
         output_config: schema(Structured::Native).map(|schema| OutputConfig { format: Format { schema: Boundless(schema) } }),
         tools: schema(Structured::Tool).map(|schema| [Tool { name: RECORD, description: "Records the answer.", input_schema: schema }]),
         tool_choice: schema(Structured::Tool).map(|_| ToolChoice { name: RECORD, disable_parallel_tool_use: true }),
     };
-    wire::body(&body, request.user.len() + system.as_deref().map_or(0, str::len) + 1024)
+    wire::body(&body, request.bytes() + 4096)
 }
 
 /// A schema without the bounds that `output_config.format` refuses; who asked checks them on the answer anyway.
@@ -291,6 +298,8 @@ impl Serialize for Named<'_> {
 
 #[derive(Deserialize)]
 struct WireAnswer<'a> {
+    #[serde(default)]
+    id: Option<String>,
     #[serde(default)]
     model: Option<String>,
     #[serde(borrow)]
@@ -335,6 +344,7 @@ struct WireUsage {
 }
 
 fn read(answer: &http::Answer, asked_model: &str) -> Result<ChatAnswer, HttpError> {
+    let headroom = wire::headroom(&answer.headers);
     let answer: WireAnswer<'_> = http::json(answer)?;
     let stop = match answer.stop_reason.as_deref() {
         Some("max_tokens" | "model_context_window_exceeded") => Stop::Length,
@@ -366,5 +376,6 @@ fn read(answer: &http::Answer, asked_model: &str) -> Result<ChatAnswer, HttpErro
         cached_input: usage.cache_read_input_tokens,
         cache_write: usage.cache_creation_input_tokens,
     };
-    Ok(ChatAnswer { text, stop, model: answer.model.filter(|model| !model.is_empty()).unwrap_or_else(|| asked_model.to_owned()), tokens })
+    let model = answer.model.filter(|model| !model.is_empty()).unwrap_or_else(|| asked_model.to_owned());
+    Ok(ChatAnswer { text, stop, model, tokens, id: answer.id, headroom })
 }

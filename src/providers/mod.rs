@@ -14,6 +14,8 @@ mod wire;
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures_util::{StreamExt, stream::BoxStream};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use crate::util::plugin::BuildError;
@@ -39,17 +41,68 @@ pub trait ProviderConfig: Debug + Send + Sync {
     }
 }
 
+/// Who said a message. What the system says has a place of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    User,
+    Assistant,
+}
+
+impl Role {
+    /// The word that every protocol here uses.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    pub role: Role,
+    pub text: String,
+}
+
+impl Message {
+    #[must_use]
+    pub fn user(text: impl Into<String>) -> Self {
+        Self { role: Role::User, text: text.into() }
+    }
+
+    #[must_use]
+    pub fn assistant(text: impl Into<String>) -> Self {
+        Self { role: Role::Assistant, text: text.into() }
+    }
+}
+
 /// One question to a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatRequest {
     pub model: String,
     pub system: Option<String>,
-    pub user: String,
+    /// At least one; the first and the last are the user's.
+    pub messages: Vec<Message>,
     /// Sent only where the user set it: many models refuse it.
     pub temperature: Option<f64>,
+    /// As `temperature`.
+    pub top_p: Option<f64>,
+    /// Texts at which the model stops.
+    pub stop: Vec<String>,
     pub max_tokens: u32,
     /// The JSON Schema that the answer has to follow, by the strictest means that the model offers.
     pub schema: Option<Arc<Value>>,
+}
+
+impl ChatRequest {
+    /// Bytes of all texts: what a body is made room for, and, since no token is shorter than a byte, what bounds the
+    /// input's tokens from above.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.system.as_deref().map_or(0, str::len) + self.messages.iter().map(|message| message.text.len()).sum::<usize>()
+    }
 }
 
 /// Why the model stopped.
@@ -69,6 +122,40 @@ pub struct ChatAnswer {
     /// The model as the provider names it, which may be more exact than what was asked for.
     pub model: String,
     pub tokens: Tokens,
+    /// The provider's own id of the answer.
+    pub id: Option<String>,
+    /// What its headers say is left of its limits.
+    pub headroom: Headroom,
+}
+
+/// What a provider still takes, by its own rate-limit headers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Headroom {
+    pub requests: Option<Left>,
+    pub tokens: Option<Left>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    pub remaining: u64,
+    /// From the answer until the whole limit is there again.
+    pub resets_in: Duration,
+}
+
+/// A part of an answer as it comes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Piece {
+    Text(String),
+    /// The last one: the whole answer, its text included.
+    End(ChatAnswer),
+}
+
+/// Vectors, one a text, in the texts' order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embeddings {
+    pub vectors: Vec<Vec<f32>>,
+    pub model: String,
+    pub tokens: Tokens,
 }
 
 /// Unknown stays `None`. `cached_input` is part of `input`.
@@ -86,32 +173,47 @@ pub trait Provider: Send + Sync {
     /// May be cancelled at any await. Bounds no time of its own.
     async fn chat(&self, request: &ChatRequest) -> Result<ChatAnswer, ProviderError>;
 
-    /// A free check that the provider answers and the key holds (`validate --live`).
-    async fn probe(&self) -> Result<(), ProviderError>;
+    /// Like [`Provider::chat`], in pieces as they come; ends after [`Piece::End`] or the first error. Where a provider
+    /// cannot stream, the whole answer is one piece.
+    fn stream<'a>(&'a self, request: &'a ChatRequest) -> BoxStream<'a, Result<Piece, ProviderError>> {
+        let whole = async move {
+            match self.chat(request).await {
+                Ok(answer) => vec![Ok(Piece::Text(answer.text.clone())), Ok(Piece::End(answer))],
+                Err(error) => vec![Err(error)],
+            }
+        };
+        Box::pin(futures_util::stream::once(whole).flat_map(futures_util::stream::iter))
+    }
+
+    /// Vectors of texts, where the provider has them.
+    async fn embed(&self, _model: &str, _texts: &[String]) -> Result<Embeddings, ProviderError> {
+        Err(ProviderError::Rejected { kind: "unsupported", message: "this provider has no embeddings".to_owned() })
+    }
+
+    /// The models it lists: a free check that the provider answers and the key holds. Empty where it lists none.
+    async fn models(&self) -> Result<Vec<String>, ProviderError>;
 }
 
-/// What a caller must tell apart. The text is for people and carries no key.
-#[derive(Debug, Clone, thiserror::Error)]
+/// What a caller must tell apart. The text is for people and carries no key; the kind is a metric's label.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProviderError {
     /// Worth another try: 408, 409, 429, 5xx, 529, connection loss.
+    /// `rate_limited` | `overloaded` | `server_error` | `timeout` | `transport` | `not_json` | ...
     #[error("{message}")]
     Transient { kind: &'static str, message: String, retry_after: Option<Duration> },
-    /// Key refused, billing, no such model: the same for every call until somebody acts.
-    #[error("{0}")]
-    Blocked(String),
-    /// This request will not do (too long, refused by a filter); another may.
-    #[error("{0}")]
-    Rejected(String),
+    /// The same for every call until somebody acts. `auth` | `billing` | `forbidden` | `not_found`
+    #[error("{message}")]
+    Blocked { kind: &'static str, message: String },
+    /// This request will not do; another may. `bad_request` | `filtered` | `too_large` | `unsupported`
+    #[error("{message}")]
+    Rejected { kind: &'static str, message: String },
 }
 
 impl ProviderError {
-    /// For a metric's label.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Transient { kind, .. } => kind,
-            Self::Blocked(_) => "blocked",
-            Self::Rejected(_) => "rejected",
+            Self::Transient { kind, .. } | Self::Blocked { kind, .. } | Self::Rejected { kind, .. } => kind,
         }
     }
 }
@@ -125,11 +227,15 @@ pub struct CallCx<'a> {
     pub item_id: &'a str,
 }
 
-/// What a metric asks a model.
-#[derive(Debug, Clone, PartialEq)]
+/// What is asked of a profile; what it leaves open is the profile's.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Question {
+    /// Behind the profile's own.
     pub system: Option<String>,
-    pub user: String,
+    pub messages: Vec<Message>,
+    pub temperature: Option<f64>,
+    pub top_p: Option<f64>,
+    pub stop: Vec<String>,
     pub max_tokens: Option<u32>,
     pub schema: Option<Arc<Value>>,
 }
@@ -138,7 +244,11 @@ pub struct Question {
 pub struct Reply {
     pub text: String,
     pub stop: Stop,
+    /// Of what was paid now: a reply from the cache cost nothing.
     pub usage: Usage,
+    /// The provider's own id of the answer.
+    pub id: Option<String>,
+    pub cached: bool,
 }
 
 /// A profile, ready to be asked: the provider with all layers round it.
@@ -153,12 +263,15 @@ pub trait Model: Send + Sync {
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CallError {
-    /// The judge is blocked (key, billing, model): no call was made or no further ones will be. Comes back later.
+    /// The model is blocked (key, billing, no such model): no call was made or no further ones will be. Comes back later.
     #[error("{0}")]
     Blocked(String),
-    /// Retries ran out or the request was refused: a failed judgement.
+    /// The call does not fit in a budget, or its price is not known and a budget wants it. Comes back later.
     #[error("{0}")]
-    Failed(String),
+    OverBudget(String),
+    /// Retries ran out or the request was refused: a failed judgement. `kind` is the last attempt's.
+    #[error("{message}")]
+    Failed { kind: &'static str, message: String },
 }
 
 /// The profiles of the settings, by name.

@@ -194,8 +194,9 @@ impl Provider for OpenAi {
         }
     }
 
-    async fn probe(&self) -> Result<(), ProviderError> {
-        self.endpoint.get(self.endpoint.url(&["models"])).await.map(|_| ()).map_err(into_error)
+    async fn models(&self) -> Result<Vec<String>, ProviderError> {
+        let answer = self.endpoint.get(self.endpoint.url(&["models"])).await.map_err(into_error)?;
+        wire::model_ids(&answer).map_err(|error| into_error(self.endpoint.complaint(&error)))
     }
 }
 
@@ -223,13 +224,17 @@ fn into_error(complaint: Complaint) -> ProviderError {
 #[derive(Serialize)]
 struct Body<'a> {
     model: &'a str,
-    messages: &'a [Message<'a>],
+    messages: Vec<Message<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_completion_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     temperature: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_p: Option<f64>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    stop: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     response_format: Option<ResponseFormat<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -293,15 +298,18 @@ fn wire_request(request: &ChatRequest, quirks: Quirks) -> Result<Vec<u8>, Provid
     let schema = request.schema.as_deref();
     let told = schema.filter(|_| matches!(quirks.structured, Structured::JsonObject | Structured::Prompt));
     let system = wire::told_in_words(request.system.as_deref(), told);
-    let messages = [Message { role: "system", content: system.as_deref().unwrap_or_default() }, Message { role: "user", content: &request.user }];
+    let messages = system.as_deref().map(|content| Message { role: "system", content });
+    let messages = messages.into_iter().chain(request.messages.iter().map(|message| Message { role: message.role.as_str(), content: &message.text })).collect();
     let as_tool = schema.filter(|_| quirks.structured == Structured::Tool);
     let limit = |field| (quirks.limit == field).then_some(request.max_tokens);
     let body = Body {
         model: &request.model,
-        messages: if system.is_some() { &messages } else { &messages[1..] },
+        messages,
         max_tokens: limit(LimitField::MaxTokens),
         max_completion_tokens: limit(LimitField::MaxCompletionTokens),
         temperature: request.temperature.filter(|_| quirks.temperature),
+        top_p: request.top_p.filter(|_| quirks.temperature),
+        stop: &request.stop,
         response_format: match (quirks.structured, schema) {
             (Structured::JsonSchema, Some(schema)) => Some(ResponseFormat::JsonSchema { json_schema: NamedSchema { name: "verdict", strict: true, schema } }),
             (Structured::JsonObject, Some(_)) => Some(ResponseFormat::JsonObject),
@@ -311,11 +319,13 @@ fn wire_request(request: &ChatRequest, quirks: Quirks) -> Result<Vec<u8>, Provid
         tool_choice: as_tool.map(|_| ToolChoice { function: Named { name: RECORD } }),
         parallel_tool_calls: as_tool.map(|_| false),
     };
-    wire::body(&body, request.user.len() + system.as_deref().map_or(0, str::len) + 1024)
+    wire::body(&body, request.bytes() + 4096)
 }
 
 #[derive(Deserialize)]
 struct Completion<'a> {
+    #[serde(default)]
+    id: Option<String>,
     #[serde(default)]
     model: Option<String>,
     #[serde(default, borrow)]
@@ -399,7 +409,8 @@ fn read(answer: &http::Answer, asked_model: &str) -> Result<ChatAnswer, HttpErro
         cached_input: details.and_then(|details| details.cached_tokens),
         cache_write: details.and_then(|details| details.cache_write_tokens),
     };
-    Ok(ChatAnswer { text, stop, model: completion.model.filter(|model| !model.is_empty()).unwrap_or_else(|| asked_model.to_owned()), tokens })
+    let model = completion.model.filter(|model| !model.is_empty()).unwrap_or_else(|| asked_model.to_owned());
+    Ok(ChatAnswer { text, stop, model, tokens, id: completion.id, headroom: wire::headroom(&answer.headers) })
 }
 
 /// `OpenRouter` and some gateways find out too late and put an error into a 200; its `code` is then the true status.

@@ -77,8 +77,10 @@ fn request(model: &str) -> ChatRequest {
     ChatRequest {
         model: model.to_owned(),
         system: Some("Grade.".to_owned()),
-        user: "An answer".to_owned(),
+        messages: vec![Message::user("An answer")],
         temperature: Some(0.0),
+        top_p: None,
+        stop: Vec::new(),
         max_tokens: 300,
         schema: Some(Arc::new(schema)),
     }
@@ -171,7 +173,7 @@ async fn openai_steps_down_where_a_server_refuses_and_remembers_it() {
 async fn a_refusal_that_no_step_mends_ends() {
     let refuse = || json!({"error": {"message": "Unknown parameter: max_tokens, max_completion_tokens, response_format, temperature not supported"}});
     let server = (0..5).fold(Server::default(), |server, _| server.says(400, refuse()));
-    server.during(async |base| assert!(matches!(openai(&base).chat(&request("m")).await, Err(ProviderError::Rejected(_))))).await;
+    server.during(async |base| assert!(matches!(openai(&base).chat(&request("m")).await, Err(ProviderError::Rejected { .. })))).await;
 }
 
 #[tokio::test]
@@ -339,11 +341,11 @@ async fn probes_ask_for_the_models() {
         .says(200, json!({"data": []}))
         .says(401, json!({"error": "no"}))
         .during(async |base| {
-            openai(&base).probe().await.unwrap();
-            assert!(matches!(anthropic(&base).probe().await, Err(ProviderError::Blocked(_))));
+            openai(&base).models().await.unwrap();
+            assert!(matches!(anthropic(&base).models().await, Err(ProviderError::Blocked { .. })));
         })
         .await;
-    assert_eq!((seen[0].0.as_str(), seen[1].0.as_str()), ("/v1/models", "/v1/models?limit=1"));
+    assert_eq!((seen[0].0.as_str(), seen[1].0.as_str()), ("/v1/models", "/v1/models?limit=1000"));
 }
 
 #[test]

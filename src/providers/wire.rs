@@ -18,7 +18,7 @@ use serde::{
 use serde_json::Value;
 use url::Url;
 
-use super::{BuildError, ProviderError};
+use super::{BuildError, Headroom, Left, ProviderError};
 use crate::util::{
     http::{Answer, Http, HttpError},
     text,
@@ -104,7 +104,7 @@ impl Endpoint {
 /// Bytes of a request, built in one pass.
 pub(super) fn body(value: &impl Serialize, capacity: usize) -> Result<Vec<u8>, ProviderError> {
     let mut bytes = Vec::with_capacity(capacity);
-    serde_json::to_writer(&mut bytes, value).map_err(|error| ProviderError::Rejected(format!("the request cannot be written as JSON: {error}")))?;
+    serde_json::to_writer(&mut bytes, value).map_err(|error| ProviderError::Rejected { kind: "bad_request", message: format!("the request cannot be written as JSON: {error}") })?;
     Ok(bytes)
 }
 
@@ -175,16 +175,59 @@ impl Complaint {
 
     /// The class that callers see. `capped`: the provider's own way of saying that money or quota is used up.
     pub(super) fn into_error(self, capped: bool) -> ProviderError {
+        let blocked = |kind, what: &str| ProviderError::Blocked { kind, message: format!("{what}: {}", self.message) };
         match self.status {
-            _ if capped => ProviderError::Blocked(format!("quota or credit is used up: {}", self.message)),
-            401 => ProviderError::Blocked(format!("key refused: {}", self.message)),
-            402 => ProviderError::Blocked(format!("billing: {}", self.message)),
-            403 => ProviderError::Blocked(format!("not permitted: {}", self.message)),
-            404 => ProviderError::Blocked(format!("no such model or address: {}", self.message)),
+            _ if capped => blocked("billing", "quota or credit is used up"),
+            401 => blocked("auth", "key refused"),
+            402 => blocked("billing", "billing"),
+            403 => blocked("forbidden", "not permitted"),
+            404 => blocked("not_found", "no such model or address"),
             _ if self.retryable => ProviderError::Transient { kind: self.kind, message: self.message, retry_after: self.retry_after },
-            _ => ProviderError::Rejected(self.message),
+            413 => ProviderError::Rejected { kind: "too_large", message: self.message },
+            _ if self.has_code(&["content_filter", "ResponsibleAIPolicyViolation"]) => ProviderError::Rejected { kind: "filtered", message: self.message },
+            _ => ProviderError::Rejected { kind: "bad_request", message: self.message },
         }
     }
+}
+
+/// The ids in `{"data": [{"id"}]}`, as OpenAI and Anthropic list their models.
+pub(super) fn model_ids(answer: &Answer) -> Result<Vec<String>, HttpError> {
+    #[derive(serde::Deserialize)]
+    struct List {
+        #[serde(default)]
+        data: Vec<Row>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Row {
+        id: String,
+    }
+    let list: List = crate::util::http::json(answer)?;
+    Ok(list.data.into_iter().map(|row| row.id).collect())
+}
+
+/// What is left of a provider's limits: `x-ratelimit-*` of OpenAI and its kin (resets as `1s`, `6m0s`, `20ms` or seconds),
+/// `anthropic-ratelimit-*` (resets as RFC 3339).
+pub(super) fn headroom(headers: &HeaderMap) -> Headroom {
+    let get = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let left = |what: &str| {
+        let openai = get(&format!("x-ratelimit-remaining-{what}")).zip(get(&format!("x-ratelimit-reset-{what}")));
+        let anthropic = || get(&format!("anthropic-ratelimit-{what}-remaining")).zip(get(&format!("anthropic-ratelimit-{what}-reset")));
+        let (remaining, reset) = openai.or_else(anthropic)?;
+        Some(Left { remaining: remaining.parse().ok()?, resets_in: resets_in(reset, get("date"))? })
+    };
+    Headroom { requests: left("requests"), tokens: left("tokens") }
+}
+
+fn resets_in(reset: &str, date: Option<&str>) -> Option<Duration> {
+    if let Ok(seconds) = reset.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).ok();
+    }
+    if let Ok(at) = reset.parse::<jiff::Timestamp>() {
+        // An instant of the server's clock; ours may differ.
+        let now = jiff::fmt::rfc2822::parse(date?).ok()?.timestamp();
+        return Some(Duration::try_from(now.duration_until(at)).unwrap_or_default());
+    }
+    Duration::try_from(reset.parse::<jiff::SignedDuration>().ok()?).ok()
 }
 
 /// What was learnt about each model by being refused; kept as long as the process lives.
@@ -316,9 +359,9 @@ mod tests {
             let headers = HeaderMap::from_iter([(HeaderName::from_static("x-should-retry"), HeaderValue::from_static(word))]);
             Complaint::read(&HttpError::Status { status, body: String::new(), retry_after: None, headers: Box::new(headers) }).into_error(false)
         };
-        assert!(matches!(with(500, "false"), ProviderError::Rejected(_)));
+        assert!(matches!(with(500, "false"), ProviderError::Rejected { .. }));
         assert!(matches!(with(400, "true"), ProviderError::Transient { .. }));
-        assert!(matches!(with(401, "true"), ProviderError::Blocked(_)));
+        assert!(matches!(with(401, "true"), ProviderError::Blocked { .. }));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use serde_json::{Map, json};
 use super::{BuildError, DataType, Judgement, Metric, MetricBuildCx, MetricConfig, MetricCx, MetricKind, Price};
 use crate::{
     model::{Outcome, Usage},
-    providers::{CallError, Model, Question, Reply, Stop},
+    providers::{CallError, Message, Model, Question, Reply, Stop},
     util::{
         plugin,
         template::{Template, TemplateError},
@@ -312,14 +312,20 @@ impl Judge {
     }
 
     async fn once(&self, user: String, cx: &MetricCx<'_>, usage: &mut Usage) -> Outcome {
-        let question = Question { system: Some(self.system.clone()), user, max_tokens: self.max_tokens, schema: Some(Arc::clone(&self.schema)) };
+        let question = Question {
+            system: Some(self.system.clone()),
+            messages: vec![Message::user(user)],
+            max_tokens: self.max_tokens,
+            schema: Some(Arc::clone(&self.schema)),
+            ..Question::default()
+        };
         match self.model.ask(question, cx.call).await {
             Ok(reply) => {
                 add(usage, &reply.usage);
                 self.output.read(&reply).unwrap_or_else(|reason| Outcome::Failed { reason })
             }
-            Err(CallError::Blocked(reason)) => Outcome::Deferred { reason },
-            Err(CallError::Failed(reason)) => Outcome::Failed { reason },
+            Err(CallError::Blocked(reason) | CallError::OverBudget(reason)) => Outcome::Deferred { reason },
+            Err(CallError::Failed { message: reason, .. }) => Outcome::Failed { reason },
         }
     }
 }

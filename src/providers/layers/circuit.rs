@@ -118,7 +118,7 @@ impl Pass<'_> {
         }
         let mut blocked = self.circuit.lock();
         match (outcome, &mut *blocked) {
-            (Err(Blocked(reason)), Some(block)) => {
+            (Err(Blocked { message: reason, .. }), Some(block)) => {
                 // Calls that were under way when the block came say the same again; only a probe prolongs it.
                 if self.probe {
                     block.reason.clone_from(reason);
@@ -127,11 +127,11 @@ impl Pass<'_> {
                 }
                 None
             }
-            (Err(Blocked(reason)), empty @ None) => {
+            (Err(Blocked { message: reason, .. }), empty @ None) => {
                 *empty = Some(Block { reason: reason.clone(), since: Timestamp::now(), probe_at: Instant::now() + PROBE_AFTER, probing: false });
                 Some(Change::Blocked)
             }
-            (Ok(_) | Err(ProviderError::Rejected(_)), open) if self.probe => {
+            (Ok(_) | Err(ProviderError::Rejected { .. }), open) if self.probe => {
                 *open = None;
                 Some(Change::Unblocked)
             }

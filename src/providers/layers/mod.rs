@@ -149,9 +149,9 @@ impl Gateway {
     pub async fn probe(&self, provider: &str) -> Result<(), ProviderError> {
         let Some(found) = self.providers.get(provider) else {
             let names: Vec<String> = self.providers.keys().cloned().collect();
-            return Err(ProviderError::Rejected(format!("there is no provider `{provider}`; there {}", listed(&names))));
+            return Err(ProviderError::Rejected { kind: "bad_request", message: format!("there is no provider `{provider}`; there {}", listed(&names)) });
         };
-        in_time(PROBE_TIMEOUT, found.probe()).await
+        in_time(PROBE_TIMEOUT, found.models()).await.map(drop)
     }
 
     /// The judges that are blocked now (`provider/model`), each with the reason.
@@ -213,12 +213,12 @@ impl Model for Profile {
             self.settle(place, &outcome);
             let (kind, message, retry_after) = match outcome {
                 Ok(answer) => return Ok(self.reply(answer, started)),
-                Err(ProviderError::Blocked(message)) => return Err(self.blocked(&message)),
-                Err(ProviderError::Rejected(message)) => return Err(CallError::Failed(message)),
+                Err(ProviderError::Blocked { message, .. }) => return Err(self.blocked(&message)),
+                Err(ProviderError::Rejected { kind, message }) => return Err(CallError::Failed { kind, message }),
                 Err(ProviderError::Transient { kind, message, retry_after }) => (kind, message, retry_after),
             };
             let Some(wait) = self.retry.wait(attempt, started.elapsed(), retry_after, backoff::chance()) else {
-                return Err(CallError::Failed(gave_up(attempt, started.elapsed(), &message)));
+                return Err(CallError::Failed { kind, message: gave_up(attempt, started.elapsed(), &message) });
             };
             tracing::debug!(
                 monitor = cx.monitor,
@@ -251,8 +251,10 @@ impl Profile {
         ChatRequest {
             model: self.model.clone(),
             system,
-            user: question.user,
-            temperature: self.temperature,
+            messages: question.messages,
+            temperature: question.temperature.or(self.temperature),
+            top_p: question.top_p,
+            stop: question.stop,
             max_tokens: question.max_tokens.unwrap_or(self.max_tokens),
             schema: question.schema,
         }
@@ -308,7 +310,7 @@ impl Profile {
             cost_usd,
             latency_ms: u64::try_from(started.elapsed().as_millis()).ok(),
         };
-        Reply { text: answer.text, stop: answer.stop, usage }
+        Reply { text: answer.text, stop: answer.stop, usage, id: answer.id, cached: false }
     }
 
     fn blocked(&self, reason: &str) -> CallError {

@@ -11,7 +11,7 @@ use std::{
 use futures_util::future::join_all;
 
 use super::*;
-use crate::providers::{Stop, Tokens};
+use crate::providers::{Headroom, Message, Stop, Tokens};
 
 type Outcome = Result<ChatAnswer, ProviderError>;
 
@@ -57,14 +57,14 @@ impl Provider for Scripted {
         outcome
     }
 
-    async fn probe(&self) -> Result<(), ProviderError> {
-        Ok(())
+    async fn models(&self) -> Result<Vec<String>, ProviderError> {
+        Ok(Vec::new())
     }
 }
 
 fn fine() -> Outcome {
     let tokens = Tokens { input: Some(1_000), output: Some(100), ..Tokens::default() };
-    Ok(ChatAnswer { text: "{}".to_owned(), stop: Stop::End, model: "gpt-4o-mini-2024-07-18".to_owned(), tokens })
+    Ok(ChatAnswer { text: "{}".to_owned(), stop: Stop::End, model: "gpt-4o-mini-2024-07-18".to_owned(), tokens, id: None, headroom: Headroom::default() })
 }
 
 fn transient(kind: &'static str, after: Option<u64>) -> Outcome {
@@ -72,7 +72,7 @@ fn transient(kind: &'static str, after: Option<u64>) -> Outcome {
 }
 
 fn refused() -> Outcome {
-    Err(ProviderError::Blocked("key refused: HTTP 401: no".to_owned()))
+    Err(ProviderError::Blocked { kind: "auth", message: "key refused: HTTP 401: no".to_owned() })
 }
 
 fn gateway(provider: &Arc<Scripted>, judge_calls: usize, concurrency: Option<usize>) -> Gateway {
@@ -89,7 +89,7 @@ fn gateway(provider: &Arc<Scripted>, judge_calls: usize, concurrency: Option<usi
 }
 
 async fn ask(model: &Arc<dyn Model>) -> Result<Reply, CallError> {
-    let question = Question { system: None, user: "How good?".to_owned(), max_tokens: None, schema: None };
+    let question = Question { messages: vec![Message::user("How good?")], ..Question::default() };
     model.ask(question, CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i" }).await
 }
 
@@ -118,7 +118,7 @@ async fn what_passes_by_is_tried_again_and_the_server_says_when() {
 async fn retries_end() {
     let provider = Scripted::new([], transient("overloaded", None), 1);
     let judge = gateway(&provider, 4, None).model("judge").unwrap();
-    let Err(CallError::Failed(message)) = ask(&judge).await else { panic!("a failure") };
+    let Err(CallError::Failed { message, .. }) = ask(&judge).await else { panic!("a failure") };
     assert!(message.starts_with("gave up after 7 attempts") && message.ends_with("HTTP 503: busy"), "{message}");
     assert_eq!(provider.calls(), 7);
 }
@@ -127,16 +127,16 @@ async fn retries_end() {
 async fn an_attempt_that_takes_too_long_is_cut_off_and_tried_again() {
     let provider = Scripted::new([], fine(), 6_000);
     let judge = gateway(&provider, 4, None).model("judge").unwrap();
-    let Err(CallError::Failed(message)) = ask(&judge).await else { panic!("a failure") };
+    let Err(CallError::Failed { message, .. }) = ask(&judge).await else { panic!("a failure") };
     assert!(message.ends_with("no answer within 5s"), "{message}");
     assert!(provider.calls() > 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_will_not_do_is_sent_once() {
-    let provider = Scripted::new([], Err(ProviderError::Rejected("HTTP 400: too long".to_owned())), 1);
+    let provider = Scripted::new([], Err(ProviderError::Rejected { kind: "bad_request", message: "HTTP 400: too long".to_owned() }), 1);
     let judge = gateway(&provider, 4, None).model("judge").unwrap();
-    assert!(matches!(ask(&judge).await, Err(CallError::Failed(_))));
+    assert!(matches!(ask(&judge).await, Err(CallError::Failed { .. })));
     assert_eq!(provider.calls(), 1);
 }
 
@@ -215,7 +215,7 @@ async fn a_pause_without_end_is_told_and_not_waited_for() {
     let provider = Scripted::new((0..2).map(|_| transient("rate_limited", Some(3_600))), fine(), 10);
     let judge = gateway(&provider, 2, None).model("judge").unwrap();
     for _ in 0..2 {
-        assert!(matches!(ask(&judge).await, Err(CallError::Failed(_))));
+        assert!(matches!(ask(&judge).await, Err(CallError::Failed { .. })));
     }
     let Err(CallError::Blocked(message)) = ask(&judge).await else { panic!("a refusal without a call") };
     assert!(message.contains("left alone for"), "{message}");
