@@ -1,13 +1,13 @@
 //! The monitors of a running daemon: which there are, which run, what a slot or a reload does to them.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use jiff::Timestamp;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     lateness, once,
@@ -45,16 +45,24 @@ enum What {
 
 type Reply = oneshot::Sender<Result<RunReport, Refusal>>;
 
+/// A run that has to be done, and waits for a place where all are taken.
+struct Wanted {
+    monitor: Arc<str>,
+    what: What,
+    reply: Option<Reply>,
+}
+
 pub(super) struct Monitors {
     world: Arc<World>,
     queue: Queue,
     active: BTreeMap<Arc<str>, Active>,
-    /// Runs under way, by monitor: a monitor never overlaps itself.
-    running: HashSet<String>,
+    /// Monitors whose run is under way or waits for a place: a monitor never overlaps itself.
+    busy: HashSet<Arc<str>>,
+    /// In the order of their slots. Thousands may share one, so a wait costs an entry here and no task.
+    waiting: VecDeque<Wanted>,
     runs: Supervisor,
     couriers: Supervisor,
     stopped: watch::Receiver<bool>,
-    places: Arc<Semaphore>,
     /// Queues that want a courier.
     queues: mpsc::UnboundedSender<String>,
     faults: Vec<String>,
@@ -77,7 +85,6 @@ fn build(world: &World, spec: &Arc<MonitorSpec>, cell: &OnceLock<Arc<Monitor>>, 
 impl Monitors {
     /// `queues`: hands back queues that are to be served ([`Monitors::serve`]).
     pub fn new(world: Arc<World>, queue: Queue, queues: mpsc::UnboundedSender<String>, stopped: watch::Receiver<bool>) -> Self {
-        let places = Arc::new(Semaphore::new(world.settings.concurrency.runs.max(1)));
         let mut couriers = Supervisor::default();
         let (of_notices, until) = (Arc::clone(&world), stopped.clone());
         couriers.spawn(NOTICES, async move { of_notices.couriers.serve_notices(&of_notices.services, until).await });
@@ -85,11 +92,11 @@ impl Monitors {
             world,
             queue,
             active: BTreeMap::new(),
-            running: HashSet::new(),
+            busy: HashSet::new(),
+            waiting: VecDeque::new(),
             runs: Supervisor::default(),
             couriers,
             stopped,
-            places,
             queues,
             faults: Vec::new(),
         }
@@ -140,7 +147,7 @@ impl Monitors {
     /// A slot is due.
     pub fn due(&mut self, due: &Due) {
         telemetry::slot_fired(lateness(self.world.services.clock.now(), due.slot));
-        let busy = self.running.contains(&*due.monitor);
+        let busy = self.busy.contains(&due.monitor);
         let missed = due.missed + u64::from(busy);
         if missed > 0 {
             telemetry::slots_missed(&due.monitor, missed);
@@ -153,7 +160,7 @@ impl Monitors {
     pub fn run_now(&mut self, name: &str, request: &RunRequest, reply: Reply) {
         let refuse = |reply: Reply, refusal| drop(reply.send(Err(refusal)));
         let Some(active) = self.active.get(name) else { return refuse(reply, Refusal::NoSuchMonitor(name.to_owned())) };
-        if self.running.contains(name) {
+        if self.busy.contains(name) {
             return refuse(reply, Refusal::Busy(name.to_owned()));
         }
         match once::order(&self.world, &active.spec, request, None) {
@@ -170,24 +177,45 @@ impl Monitors {
         self.couriers.spawn(queue.clone(), async move { world.couriers.serve(&world.services, &queue, until).await });
     }
 
-    /// False when the monitor is gone or runs already. All but the hand-over is the task's: thousands may share a slot.
+    /// False when the monitor is gone or has a run already.
     fn start_run(&mut self, name: &str, what: What, reply: Option<Reply>) -> bool {
-        if self.running.contains(name) {
-            return false;
-        }
-        let Some(active) = self.active.get(name) else {
+        let Some((monitor, _)) = self.active.get_key_value(name) else {
             if let Some(reply) = reply {
                 // A caller that went away needs no answer.
                 drop(reply.send(Err(Refusal::NoSuchMonitor(name.to_owned()))));
             }
             return false;
         };
-        self.running.insert(name.to_owned());
+        let monitor = Arc::clone(monitor);
+        let free = self.busy.insert(Arc::clone(&monitor));
+        if free {
+            self.waiting.push_back(Wanted { monitor, what, reply });
+            self.fill_places();
+        }
+        free
+    }
+
+    /// Hands waiting runs to their tasks as long as there are places.
+    fn fill_places(&mut self) {
+        while self.runs.len() < self.world.settings.concurrency.runs.max(1) {
+            let Some(wanted) = self.waiting.pop_front() else { return };
+            self.begin(wanted);
+        }
+    }
+
+    fn begin(&mut self, Wanted { monitor, what, reply }: Wanted) {
+        let Some(active) = self.active.get(&monitor) else {
+            // Removed while it waited.
+            self.busy.remove(&monitor);
+            if let Some(reply) = reply {
+                // As above.
+                drop(reply.send(Err(Refusal::NoSuchMonitor(monitor.to_string()))));
+            }
+            return;
+        };
         let (spec, plan, cell) = (Arc::clone(&active.spec), Arc::clone(&active.plan), Arc::clone(&active.built));
-        let (world, places, queues) = (Arc::clone(&self.world), Arc::clone(&self.places), self.queues.clone());
-        self.runs.spawn(name.to_owned(), async move {
-            // The semaphore is never closed; were it, running would still be right.
-            let _place = places.acquire().await.ok();
+        let (world, queues) = (Arc::clone(&self.world), self.queues.clone());
+        self.runs.spawn(&*monitor, async move {
             let services = &world.services;
             let monitor = match build(&world, &spec, &cell, &queues) {
                 Ok(monitor) => monitor,
@@ -230,7 +258,6 @@ impl Monitors {
                 drop(reply.send(Ok(report)));
             }
         });
-        true
     }
 
     pub async fn run_ended(&mut self) -> Ended {
@@ -238,7 +265,8 @@ impl Monitors {
     }
 
     pub fn ended(&mut self, ended: Ended) {
-        self.running.remove(&ended.name);
+        self.busy.remove(ended.name.as_str());
+        self.fill_places();
     }
 
     /// Acts on what a look found. Monitors that did not change are not touched. `asked`: by a person, who reads of it even
@@ -293,8 +321,10 @@ impl Monitors {
         }
     }
 
-    /// No new slots; runs get `grace`. Returns the monitors whose runs were ended.
+    /// No new slots; runs under way get `grace`, those that wait are caught up after the restart. Returns the monitors
+    /// whose runs were ended.
     pub async fn drain(&mut self, grace: Duration) -> Vec<String> {
+        self.waiting.clear();
         let names: Vec<_> = self.active.keys().cloned().collect();
         names.iter().for_each(|name| self.queue.remove(name));
         self.runs.finish(grace).await

@@ -40,6 +40,12 @@ impl Supervisor {
         Ended { name, panicked }
     }
 
+    /// Tasks that are not over, or over and not yet told by [`Supervisor::ended`].
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty()
