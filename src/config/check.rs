@@ -203,7 +203,7 @@ struct Named(String);
 #[async_trait::async_trait]
 impl Model for Named {
     async fn ask(&self, _: Question, _: CallCx<'_>) -> Result<Reply, CallError> {
-        Err(CallError::Failed("a model that is only being checked answers nothing".to_owned()))
+        Err(CallError::Failed { kind: "unsupported", message: "a model that is only being checked answers nothing".to_owned() })
     }
 
     fn identity(&self) -> String {

@@ -104,7 +104,8 @@ impl Endpoint {
 /// Bytes of a request, built in one pass.
 pub(super) fn body(value: &impl Serialize, capacity: usize) -> Result<Vec<u8>, ProviderError> {
     let mut bytes = Vec::with_capacity(capacity);
-    serde_json::to_writer(&mut bytes, value).map_err(|error| ProviderError::Rejected { kind: "bad_request", message: format!("the request cannot be written as JSON: {error}") })?;
+    serde_json::to_writer(&mut bytes, value)
+        .map_err(|error| ProviderError::Rejected { kind: "bad_request", message: format!("the request cannot be written as JSON: {error}") })?;
     Ok(bytes)
 }
 
