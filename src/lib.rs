@@ -12,7 +12,7 @@
 //! 3. **filter, extract**: a trace becomes a case (input, output, context, expected).
 //! 4. **sample**: the draw is stored, with the trace, before anything is judged.
 //! 5. **evaluate**: each of the [`metrics`] gives an outcome, free ones first; judges ask models through
-//!    [`providers::layers`], the one place for retry, timeout, limits and cost.
+//!    [`gateway`], the one place for retry, timeout, limits and cost.
 //! 6. **record**: scores, the item's decision and what is to be sent, in one transaction, item by item.
 //! 7. **publish**: couriers take the outbox to the [`sinks`], each queue on its own.
 //! 8. **alert**: [`alerting`] decides, purely, from what was measured; messages go through an outbox too.
@@ -64,6 +64,7 @@ pub mod config;
 pub mod connections;
 pub mod control;
 pub mod daemon;
+pub mod gateway;
 pub mod metrics;
 pub mod model;
 pub mod pipeline;

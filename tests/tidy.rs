@@ -7,15 +7,16 @@ use std::{
 };
 
 /// What a folder of src/ may use, beside itself. Single edges beyond this are in [`ALSO`].
-const MAY_USE: [(&str, &[&str]); 18] = [
+const MAY_USE: [(&str, &[&str]); 19] = [
     ("main", &["cli"]),
     ("cli", &["daemon", "config", "control", OPEN]),
-    ("daemon", &["web", "config", "pipeline", "control", "schedule", "alerting", "connections", "sources", "metrics", "providers", "sinks", "store", OPEN]),
+    ("daemon", &["web", "config", "pipeline", "control", "schedule", "alerting", "connections", "sources", "metrics", "gateway", "providers", "sinks", "store", OPEN]),
     ("web", &["control", "store", OPEN]),
     ("config", &["schedule", "alerting", "connections", "sources", "metrics", "providers", "sinks", "store", OPEN]),
     ("pipeline", &["schedule", "alerting", "config", "connections", "sources", "metrics", "providers", "sinks", "store", OPEN]),
     ("sources", &["connections", OPEN]),
     ("metrics", &["providers", OPEN]),
+    ("gateway", &["providers", "store", "schedule", OPEN]),
     ("providers", &[OPEN]),
     ("sinks", &["connections", OPEN]),
     ("store", &[OPEN]),

@@ -1,9 +1,13 @@
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{Failure, Overrides, block_on, monitors, print};
 use crate::{
     config::{Cache, DEFAULT_CONFIG, Loaded, Settings, load_monitors, read_settings},
     daemon::wire,
+    schedule::clock::SystemClock,
     util::yaml::{Fault, Span},
 };
 
@@ -86,7 +90,7 @@ fn chosen(settings: &Settings, overrides: &Overrides, paths: &[PathBuf]) -> Load
 /// Asks every provider and every monitor's source and sinks; true when all answer.
 async fn live(settings: &Settings, loaded: &Loaded) -> Result<bool, Failure> {
     let http = wire::http(settings)?;
-    let gateway = wire::gateway(settings, &http)?;
+    let gateway = wire::gateway(settings, &http, None, Arc::new(SystemClock))?;
     let mut sound = true;
     let mut tell = |what: String, answer: Result<String, String>| {
         sound &= answer.is_ok();
@@ -96,7 +100,7 @@ async fn live(settings: &Settings, loaded: &Loaded) -> Result<bool, Failure> {
         }
     };
     for name in settings.providers.keys() {
-        tell(format!("provider {name}"), gateway.probe(name).await.map(|()| "answers".to_owned()).map_err(|error| error.to_string()));
+        tell(format!("provider {name}"), gateway.probe(name).await.map(|_| "answers".to_owned()).map_err(|error| error.to_string()));
     }
     let env = crate::pipeline::BuildEnv { connections: &settings.connections, http: &http, models: &gateway, base_dir: &settings.base_dir };
     for (name, spec) in &loaded.monitors {

@@ -113,7 +113,7 @@ fn unbuildable(node: &Node, error: &BuildError) -> Fault {
 }
 
 /// The keys of `node` that are among `keys`.
-fn only(node: &Node, keys: &[&str]) -> Node {
+pub(super) fn only(node: &Node, keys: &[&str]) -> Node {
     let map = node.as_map().map(|map| map.iter().filter(|(key, ..)| keys.contains(&key.as_str())).cloned().collect()).unwrap_or_default();
     Node::new(node.at.clone(), Value::Map(map))
 }
@@ -221,6 +221,10 @@ impl Models for Names<'_> {
                 Err(format!("there is no profile `{profile}`: {known}"))
             }
         }
+    }
+
+    fn profiles(&self) -> Vec<String> {
+        self.0.profiles.keys().cloned().collect()
     }
 }
 

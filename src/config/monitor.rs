@@ -6,12 +6,13 @@ use serde::Deserialize;
 use crate::{
     alerting::Condition,
     metrics::MetricConfig,
-    model::Severity,
+    model::{Budget, Severity},
     schedule::plan::ScheduleSpec,
     sinks::SinkConfig,
     sources::SourceConfig,
     util::{
         duration::Human,
+        one_or_many::one_or_many,
         yaml::{Node, Section},
     },
 };
@@ -167,11 +168,14 @@ pub struct EvaluationSpec {
     pub max_attempts: u32,
     /// A deferred item older than this ends as failed. Default 7d.
     pub max_age: Human,
+    /// What the monitor's judges may spend; one budget, or a list of them.
+    #[serde(deserialize_with = "one_or_many")]
+    pub budget: Vec<Budget>,
 }
 
 impl Default for EvaluationSpec {
     fn default() -> Self {
-        Self { concurrency: 8, max_attempts: 3, max_age: Human::days(7) }
+        Self { concurrency: 8, max_attempts: 3, max_age: Human::days(7), budget: Vec::new() }
     }
 }
 

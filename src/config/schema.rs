@@ -63,7 +63,8 @@ pub(super) fn publish(generator: &mut SchemaGenerator) -> Schema {
 }
 
 pub(super) fn providers(generator: &mut SchemaGenerator) -> Schema {
-    let values = blocks(generator, &json_schema!({}), inventory::iter::<ProviderKind>().collect());
+    let limits = generator.subschema_for::<crate::providers::Limits>();
+    let values = blocks(generator, &json_schema!({ "limits": limits }), inventory::iter::<ProviderKind>().collect());
     json_schema!({ "type": ["object", "null"], "additionalProperties": values })
 }
 

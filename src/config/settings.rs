@@ -8,14 +8,16 @@ use schemars::JsonSchema;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::{NotifyTarget, Overrides};
+use super::{NotifyTarget, Overrides, check::only};
 use crate::{
     connections::Connections,
-    providers::{ProviderConfig, ProviderKind, prices::Price},
+    model::Budget,
+    providers::{FallbackOn, Limits, ProviderConfig, ProviderKind, prices::Price},
     util::{
         backoff::Policy,
         duration::Human,
-        plugin,
+        one_or_many::one_or_many,
+        plugin, text,
         yaml::{self, Fault, Node, Section},
     },
 };
@@ -38,10 +40,12 @@ pub struct Settings {
     /// Where alerts without their own `notify` go. Empty: to the log.
     pub notify: Vec<NotifyTarget>,
     pub connections: Connections,
-    pub providers: BTreeMap<String, Arc<dyn ProviderConfig>>,
+    pub providers: BTreeMap<String, ProviderSpec>,
     /// Over the shipped table.
     pub prices: BTreeMap<String, Price>,
     pub profiles: BTreeMap<String, ProfileSpec>,
+    /// Of all monitors together, and of calls from outside.
+    pub budget: Vec<Budget>,
     /// Poll the monitors' folder instead of watching it (network mounts).
     pub poll: Option<Human>,
     /// Folder of the settings file: relative paths start here.
@@ -147,6 +151,20 @@ impl From<RetrySpec> for Policy {
     }
 }
 
+/// An entry of `providers:`.
+#[derive(Debug)]
+pub struct ProviderSpec {
+    pub config: Arc<dyn ProviderConfig>,
+    pub limits: Limits,
+}
+
+/// The keys that all providers share.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ProviderCommon {
+    limits: Limits,
+}
+
 /// What a monitor names in `model:`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -162,7 +180,19 @@ pub struct ProfileSpec {
     pub system: Option<String>,
     /// Of one attempt. Default 60s.
     pub timeout: Option<Human>,
+    /// Besides the provider's.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Profiles that are asked where this one cannot answer, in this order.
+    #[serde(default)]
+    pub fallback: Vec<String>,
+    /// When they are asked. Default: both.
+    #[serde(default)]
+    pub fallback_on: Vec<FallbackOn>,
 }
+
+/// Keys of an entry of `providers:` that are not its kind's.
+pub(super) const PROVIDER_COMMON: [&str; 1] = ["limits"];
 
 /// The file as written; [`Settings`] is what it means.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -196,9 +226,15 @@ pub(super) struct File {
     prices: Option<Section<BTreeMap<String, Price>>>,
     /// What a monitor names in `model:`.
     profiles: Option<BTreeMap<String, Section<ProfileSpec>>>,
+    /// What all monitors together and calls from outside may spend; one budget, or a list of them.
+    #[schemars(with = "Option<Vec<Budget>>")]
+    budget: Option<Section<Budgets>>,
     /// Look at the monitors' folder this often instead of watching it: for network mounts.
     poll: Option<Section<Human>>,
 }
+
+#[derive(Debug, Default, Deserialize)]
+struct Budgets(#[serde(deserialize_with = "one_or_many")] Vec<Budget>);
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -213,6 +249,39 @@ fn auth(section: &Section<AuthSpec>, faults: &mut Vec<Fault>) -> Option<AuthSpec
         faults.push(Fault::new(at, "the token is empty, so nobody could be told from anybody; leave `auth` out to serve loopback clients only"));
     }
     Some(spec)
+}
+
+fn providers(nodes: BTreeMap<String, Node>, faults: &mut Vec<Fault>) -> BTreeMap<String, ProviderSpec> {
+    let mut providers = BTreeMap::new();
+    for (name, node) in nodes {
+        let common: Option<ProviderCommon> = yaml::read(&only(&node, &PROVIDER_COMMON), faults);
+        let block = plugin::read_block(&node, &PROVIDER_COMMON, inventory::iter::<ProviderKind>().collect(), "provider", faults);
+        if let (Some(common), Some((_, config))) = (common, block) {
+            providers.insert(name, ProviderSpec { config: config.into(), limits: common.limits });
+        }
+    }
+    providers
+}
+
+fn profiles(sections: BTreeMap<String, Section<ProfileSpec>>, providers: &BTreeMap<String, ProviderSpec>, faults: &mut Vec<Fault>) -> BTreeMap<String, ProfileSpec> {
+    let names: Vec<String> = sections.keys().cloned().collect();
+    let mut profiles = BTreeMap::new();
+    for (name, profile) in sections {
+        let Some(spec) = profile.read(faults) else { continue };
+        let at = |key: &str| profile.node.get(key).map_or(&profile.node.at, |node| &node.at);
+        if !providers.contains_key(&spec.provider) {
+            let known = providers.keys().map(|known| format!("`{known}`")).collect::<Vec<_>>().join(", ");
+            let known = if known.is_empty() { "add it under `providers`".to_owned() } else { format!("`providers` has {known}") };
+            faults.push(Fault::new(at("provider"), format!("there is no provider `{}`: {known}", spec.provider)));
+        }
+        for fallback in spec.fallback.iter().filter(|fallback| !names.contains(fallback) || **fallback == name) {
+            let hint = text::nearest(fallback, names.iter().filter(|other| **other != name).map(String::as_str));
+            let hint = hint.map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();
+            faults.push(Fault::new(at("fallback"), format!("`{fallback}` is no other profile{hint}")));
+        }
+        profiles.insert(name, spec);
+    }
+    profiles
 }
 
 /// Reads every section on its own, so that each fault is told. `None` after at least one fault.
@@ -233,23 +302,8 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
             }
         }),
     };
-    let mut providers: BTreeMap<String, Arc<dyn ProviderConfig>> = BTreeMap::new();
-    for (name, node) in file.providers.unwrap_or_default() {
-        if let Some((_, config)) = plugin::read_block(&node, &[], inventory::iter::<ProviderKind>().collect(), "provider", faults) {
-            providers.insert(name, config.into());
-        }
-    }
-    let mut profiles = BTreeMap::new();
-    for (name, profile) in file.profiles.unwrap_or_default() {
-        let Some(spec) = profile.read(faults) else { continue };
-        if !providers.contains_key(&spec.provider) {
-            let at = profile.node.get("provider").map_or(&profile.node.at, |node| &node.at);
-            let known = providers.keys().map(|known| format!("`{known}`")).collect::<Vec<_>>().join(", ");
-            let known = if known.is_empty() { "add it under `providers`".to_owned() } else { format!("`providers` has {known}") };
-            faults.push(Fault::new(at, format!("there is no provider `{}`: {known}", spec.provider)));
-        }
-        profiles.insert(name, spec);
-    }
+    let providers = providers(file.providers.unwrap_or_default(), faults);
+    let profiles = profiles(file.profiles.unwrap_or_default(), &providers, faults);
     let relative = |path: PathBuf| if path.is_absolute() { path } else { base.join(path) };
     let mut log = section(file.log, faults).unwrap_or_default();
     if let Some(level) = &overrides.log_level {
@@ -271,6 +325,7 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
         providers,
         prices: section(file.prices, faults).unwrap_or_default(),
         profiles,
+        budget: section(file.budget, faults).unwrap_or_default().0,
         poll: section(file.poll, faults),
         base_dir: base.to_owned(),
     })

@@ -108,7 +108,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let loaded = looks.found().await;
     looks.done(&monitors.take_up(&loaded, true));
     monitors.start().await?;
-    let mut chores = housekeeping::start(&world.services, settings.retention).await?;
+    let mut chores = housekeeping::start(&world.services, &world.gateway, settings.retention).await?;
     let mut signals = signals()?;
 
     ready.store(true, Ordering::Relaxed);
@@ -170,6 +170,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         stop.send_replace(true);
         monitors.stop_couriers(LAST_SENDING).await;
         world.couriers.flush(&world.services, Duration::ZERO).await;
+        world.gateway.keep_books().await;
         // An error means that it is closed already.
         let _ = world.services.store.close().await;
         drop((monitors, commands));

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use crate::{
     config::{MonitorSpec, Settings},
     pipeline::{BuildEnv, Couriers, Monitor, Services},
-    providers::layers::{Gateway, GatewaySpec, ProfileSpec, ProviderSpec},
+    gateway::{Gateway, GatewaySpec, ProfileSpec, ProviderSpec},
     schedule::clock::Clock,
     sinks::slack::SlackNotifier,
     store::{Store, Writer},
@@ -32,7 +32,7 @@ impl World {
     pub async fn open(settings: Arc<Settings>, clock: Arc<dyn Clock>) -> anyhow::Result<(Self, Writer)> {
         let (store, writer) = Store::open(&settings.state).await?;
         let http = http(&settings)?;
-        let gateway = Arc::new(gateway(&settings, &http)?);
+        let gateway = Arc::new(gateway(&settings, &http, Some(store.clone()), Arc::clone(&clock))?);
         let couriers = Arc::new(Couriers::default());
         for (name, connection) in &settings.connections.slack {
             if connection.token.is_some() || connection.webhook_url.is_some() {
@@ -75,13 +75,15 @@ pub fn http(settings: &Settings) -> anyhow::Result<Http> {
     Ok(Http::new(client, settings.retry))
 }
 
+/// Without a store it only probes.
+///
 /// # Errors
 /// When a provider's settings cannot be used.
-pub fn gateway(settings: &Settings, http: &Http) -> anyhow::Result<Gateway> {
+pub fn gateway(settings: &Settings, http: &Http, store: Option<Store>, clock: Arc<dyn Clock>) -> anyhow::Result<Gateway> {
     let mut providers = std::collections::BTreeMap::new();
-    for (name, config) in &settings.providers {
-        let provider = config.build(http).with_context(|| format!("provider `{name}`"))?;
-        providers.insert(name.clone(), ProviderSpec { provider, concurrency: config.concurrency() });
+    for (name, spec) in &settings.providers {
+        let provider = spec.config.build(http).with_context(|| format!("provider `{name}`"))?;
+        providers.insert(name.clone(), ProviderSpec { provider, limits: spec.limits });
     }
     let profile = |spec: &crate::config::ProfileSpec| ProfileSpec {
         provider: spec.provider.clone(),
@@ -90,9 +92,18 @@ pub fn gateway(settings: &Settings, http: &Http) -> anyhow::Result<Gateway> {
         max_tokens: spec.max_tokens,
         system: spec.system.clone(),
         timeout: spec.timeout.map(|timeout| timeout.0),
+        limits: spec.limits,
+        fallback: spec.fallback.clone(),
+        fallback_on: spec.fallback_on.clone(),
     };
-    let profiles = settings.profiles.iter().map(|(name, spec)| (name.clone(), profile(spec))).collect();
-    let spec =
-        GatewaySpec { providers, profiles, prices: settings.prices.clone(), judge_calls: settings.concurrency.judge_calls.max(1), retry: settings.retry };
-    Ok(Gateway::new(spec)?)
+    Ok(Gateway::new(GatewaySpec {
+        providers,
+        profiles: settings.profiles.iter().map(|(name, spec)| (name.clone(), profile(spec))).collect(),
+        prices: settings.prices.clone(),
+        judge_calls: settings.concurrency.judge_calls,
+        retry: settings.retry,
+        budgets: settings.budget.clone(),
+        store,
+        clock,
+    })?)
 }

@@ -1,7 +1,7 @@
 //! How a case is judged. A metric turns one case into one [`Outcome`]; it is told everything and keeps nothing.
 //!
 //! To add one: a file with its config struct, an example, the [`Metric`] and an `inventory::submit!`, and one `mod` line.
-//! Absent on purpose: retries, limits and prices (those are `providers::layers`), thresholds and gates (`pipeline`).
+//! Absent on purpose: retries, limits and prices (those are `gateway`), thresholds and gates (`pipeline`).
 
 mod contains;
 mod cost;

@@ -48,6 +48,12 @@ pub fn score_id(monitor: &str, metric: &str, revision: &str, item_id: &str, cont
     derived(&["score", monitor, metric, revision, item_id, content_hash]).to_string()
 }
 
+/// The trace under which the calls for one item of a run are told, as W3C Trace Context writes it: 32 hex digits.
+#[must_use]
+pub fn trace_id(run_id: &str, item_id: &str) -> String {
+    hash_parts(&["trace", run_id, item_id]).to_hex()[..32].to_owned()
+}
+
 /// 32 hex digits over what is judged.
 #[must_use]
 pub fn content_hash(case: &Case) -> String {

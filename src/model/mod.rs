@@ -4,13 +4,15 @@
 //! in `store`, wire JSON in the plug-in that speaks it; those convert to and from these types.
 
 mod alert;
+mod budget;
 mod ids;
 mod outcome;
 mod run;
 mod trace;
 
 pub use alert::{AlertEvent, AlertEventKind, AlertState, Route, Severity, Tally, WorstItem};
-pub use ids::{ItemKey, content_hash, run_id, score_id};
+pub use budget::{Budget, Per, nano_usd, usd};
+pub use ids::{ItemKey, content_hash, run_id, score_id, trace_id};
 pub use outcome::{Decision, ItemCounts, Outcome, Score, Usage};
 pub use run::{AlertLine, Changes, MetricSummary, PublishedCounts, RunReport, RunStatus, Trigger};
 pub use trace::{Case, Observation, Trace};

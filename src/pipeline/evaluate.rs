@@ -62,7 +62,13 @@ impl<'a> Judging<'a> {
                     latency_ms: self.item.trace.latency_ms,
                     cost_usd: self.item.trace.cost_usd,
                     scores: &self.outcomes,
-                    call: CallCx { monitor: &self.monitor.spec.name, metric: &judge.name, run_id: self.run_id, item_id: &self.item.trace.id },
+                    call: CallCx {
+                        monitor: &self.monitor.spec.name,
+                        metric: &judge.name,
+                        run_id: self.run_id,
+                        item_id: &self.item.trace.id,
+                        budgets: &self.monitor.spec.evaluation.budget,
+                    },
                 };
                 judge.metric.judge(&cx).await
             }

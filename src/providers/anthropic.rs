@@ -50,9 +50,6 @@ pub(super) struct AnthropicConfig {
     #[schemars(with = "BTreeMap<String, String>")]
     #[serde(default)]
     headers: BTreeMap<String, SecretString>,
-    /// Calls to this provider at the same time. Default: only the limit over all providers counts.
-    #[serde(default)]
-    concurrency: Option<usize>,
 }
 
 fn default_base_url() -> String {
@@ -70,10 +67,6 @@ impl ProviderConfig for AnthropicConfig {
         endpoint.header("version", "anthropic-version", &self.version)?;
         endpoint.extra_headers(&self.headers)?;
         Ok(Arc::new(Anthropic { messages: endpoint.url(&["v1", "messages"]), endpoint, takes_temperature: self.version == VERSION, learnt: Learnt::default() }))
-    }
-
-    fn concurrency(&self) -> Option<usize> {
-        self.concurrency
     }
 }
 

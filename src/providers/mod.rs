@@ -1,10 +1,9 @@
 //! Who answers a judge. A provider makes one request and classifies what comes back; retry, timeout, limits, the block
-//! on a refused key and cost are [`layers`]', the only way from a metric to a provider.
+//! on a refused key and cost are `gateway`'s, the only way from a metric to a provider.
 //!
 //! To add one: a file with its config struct, an example, the [`Provider`] and an `inventory::submit!`, and one `mod` line.
 
 mod anthropic;
-pub mod layers;
 mod openai;
 pub mod prices;
 #[cfg(test)]
@@ -15,12 +14,13 @@ use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream::BoxStream};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use crate::util::plugin::BuildError;
 use crate::{
-    model::Usage,
+    model::{Budget, Usage},
     util::{http::Http, plugin::Kind},
 };
 
@@ -34,11 +34,28 @@ pub trait ProviderConfig: Debug + Send + Sync {
     /// # Errors
     /// What is wrong with the settings, and the key it hangs on.
     fn build(&self, http: &Http) -> Result<Arc<dyn Provider>, BuildError>;
+}
 
-    /// Calls to this provider at the same time; `None` where only the limit over all providers counts.
-    fn concurrency(&self) -> Option<usize> {
-        None
-    }
+/// What a provider or a profile takes. Default: what `concurrency.judge_calls` allows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Requests a minute, spread evenly.
+    pub rpm: Option<u32>,
+    /// Tokens a minute, of question and answer.
+    pub tpm: Option<u32>,
+    /// Calls at the same time.
+    pub concurrency: Option<usize>,
+}
+
+/// Why another profile is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FallbackOn {
+    /// The model is blocked, or retries ran out on an outage.
+    Unavailable,
+    /// Retries ran out on refusals for rate.
+    RateLimited,
 }
 
 /// Who said a message. What the system says has a place of its own.
@@ -218,13 +235,24 @@ impl ProviderError {
     }
 }
 
-/// Who asks: goes to log lines, and to budgets and fair shares.
+/// Who asks: goes to log lines and traces, and says whose budgets pay and whose fair share it is.
 #[derive(Debug, Clone, Copy)]
 pub struct CallCx<'a> {
+    /// Empty where no monitor asks.
     pub monitor: &'a str,
     pub metric: &'a str,
     pub run_id: &'a str,
     pub item_id: &'a str,
+    /// Of the monitor; those of all monitors are the gateway's own.
+    pub budgets: &'a [Budget],
+}
+
+impl CallCx<'_> {
+    /// 32 hex digits: one trace an item and run, so that all of an item's calls stand together.
+    #[must_use]
+    pub fn trace_id(&self) -> String {
+        crate::model::trace_id(self.run_id, self.item_id)
+    }
 }
 
 /// What is asked of a profile; what it leaves open is the profile's.
@@ -238,6 +266,8 @@ pub struct Question {
     pub stop: Vec<String>,
     pub max_tokens: Option<u32>,
     pub schema: Option<Arc<Value>>,
+    /// Which of several answers to the same question is wanted: each is cached on its own.
+    pub sample: u32,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -251,11 +281,31 @@ pub struct Reply {
     pub cached: bool,
 }
 
+/// A part of a reply as it comes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Part {
+    Text(String),
+    /// The last one: the whole reply, its text included.
+    End(Reply),
+}
+
 /// A profile, ready to be asked: the provider with all layers round it.
 #[async_trait]
 pub trait Model: Send + Sync {
     /// Waits for a free place, tries again, gives up. May be cancelled at any await.
     async fn ask(&self, question: Question, cx: CallCx<'_>) -> Result<Reply, CallError>;
+
+    /// Like [`Model::ask`], in parts as they come; ends after [`Part::End`] or the first error. Nothing is tried again once
+    /// a part has come.
+    fn stream<'a>(&'a self, question: Question, cx: CallCx<'a>) -> BoxStream<'a, Result<Part, CallError>> {
+        let whole = async move {
+            match self.ask(question, cx).await {
+                Ok(reply) => vec![Ok(Part::Text(reply.text.clone())), Ok(Part::End(reply))],
+                Err(error) => vec![Err(error)],
+            }
+        };
+        Box::pin(futures_util::stream::once(whole).flat_map(futures_util::stream::iter))
+    }
 
     /// Provider and model by name: part of a judge's revision.
     fn identity(&self) -> String;
@@ -279,4 +329,7 @@ pub trait Models: Send + Sync {
     /// # Errors
     /// A sentence naming the profiles there are.
     fn model(&self, profile: &str) -> Result<Arc<dyn Model>, String>;
+
+    /// All names, in their order.
+    fn profiles(&self) -> Vec<String>;
 }

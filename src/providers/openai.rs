@@ -64,9 +64,6 @@ pub(super) struct OpenAiConfig {
     /// weaker way.
     #[serde(default)]
     structured: Structured,
-    /// Calls to this provider at the same time. Default: only the limit over all providers counts.
-    #[serde(default)]
-    concurrency: Option<usize>,
 }
 
 fn default_base_url() -> String {
@@ -116,10 +113,6 @@ impl ProviderConfig for OpenAiConfig {
         let default_field = if newer(endpoint.host()) { LimitField::MaxCompletionTokens } else { LimitField::MaxTokens };
         let first = Quirks { structured: self.structured, limit: self.max_tokens_field.unwrap_or(default_field), limit_renamed: false, temperature: true };
         Ok(Arc::new(OpenAi { chat: endpoint.url(&["chat", "completions"]), endpoint, first, learnt: Learnt::default() }))
-    }
-
-    fn concurrency(&self) -> Option<usize> {
-        self.concurrency
     }
 }
 

@@ -121,6 +121,36 @@ impl Price {
         let plain = input - read - write;
         Some(times(plain, price_in) + times(read, price_read) + times(write, price_write) + times(output, price_out))
     }
+
+    /// What a call with at most so many tokens can cost, in USD, however its prompt falls to tiers and caches.
+    #[must_use]
+    pub fn ceiling(&self, input: u64, output: u64) -> f64 {
+        let dearest = |base: f64, others: &[(u64, Option<f64>)]| {
+            others.iter().filter(|(above, _)| input > *above).filter_map(|(_, price)| *price).fold(base, f64::max)
+        };
+        let price_in = dearest(
+            self.input_cost_per_token,
+            &[
+                (0, self.cache_read_input_token_cost),
+                (0, self.cache_creation_input_token_cost),
+                (100_000, self.input_cost_per_token_above_100k_tokens),
+                (100_000, self.cache_read_input_token_cost_above_100k_tokens),
+                (200_000, self.input_cost_per_token_above_200k_tokens),
+                (200_000, self.cache_read_input_token_cost_above_200k_tokens),
+                (272_000, self.input_cost_per_token_above_272k_tokens),
+                (272_000, self.cache_read_input_token_cost_above_272k_tokens),
+            ],
+        );
+        let price_out = dearest(
+            self.output_cost_per_token,
+            &[
+                (100_000, self.output_cost_per_token_above_100k_tokens),
+                (200_000, self.output_cost_per_token_above_200k_tokens),
+                (272_000, self.output_cost_per_token_above_272k_tokens),
+            ],
+        );
+        times(input, price_in) + times(output, price_out)
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "token counts are far below 2^53")]
@@ -149,20 +179,21 @@ pub(super) fn abilities(model: &str) -> Abilities {
 
 /// Prices of the models in use: the user's first, then the shipped ones.
 #[derive(Debug)]
-pub(super) struct Prices<'a> {
+pub struct Prices<'a> {
     own: &'a BTreeMap<String, Price>,
     shipped: HashMap<String, Map<String, Value>>,
 }
 
 impl<'a> Prices<'a> {
     /// Of the given pairs of provider and model; others may or may not be found later.
-    pub(super) fn of<'m>(own: &'a BTreeMap<String, Price>, models: impl IntoIterator<Item = (&'m str, &'m str)>) -> Self {
+    pub fn of<'m>(own: &'a BTreeMap<String, Price>, models: impl IntoIterator<Item = (&'m str, &'m str)>) -> Self {
         let names: Vec<String> = models.into_iter().flat_map(|(provider, model)| names(provider, model)).collect();
         Self { own, shipped: shipped(&names.iter().map(String::as_str).collect()) }
     }
 
     /// `provider/model`, else `model`, else each without its date.
-    pub(super) fn get(&self, provider: &str, model: &str) -> Option<Price> {
+    #[must_use]
+    pub fn get(&self, provider: &str, model: &str) -> Option<Price> {
         let names = names(provider, model);
         let own = names.iter().find_map(|name| self.own.get(name)).copied();
         own.or_else(|| names.iter().find_map(|name| self.shipped.get(name)).and_then(price))
@@ -254,6 +285,20 @@ mod tests {
         for (tokens, usd) in table {
             let cost = price.cost(tokens).unwrap();
             assert!((cost - usd).abs() < 1e-12, "{tokens:?}: {cost} instead of {usd}");
+        }
+    }
+
+    #[test]
+    fn the_ceiling_is_above_every_cost() {
+        let rows = shipped(&HashSet::from(["claude-haiku-4-5", "claude-sonnet-4-5", "gpt-4o-mini", "gpt-5.4", "gemini/gemini-2.5-pro"]));
+        for (name, row) in rows {
+            let price = price(&row).unwrap();
+            for input in [0, 10, 100_000, 100_001, 200_001, 272_001, 900_000] {
+                for (read, write) in [(0, 0), (input, 0), (0, input), (input / 2, input / 3)] {
+                    let cost = price.cost(tokens(input, 500, read, write)).unwrap();
+                    assert!(price.ceiling(input, 500) >= cost - 1e-12, "{name}: {input} {read} {write}");
+                }
+            }
         }
     }
 

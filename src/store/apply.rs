@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::SqliteConnection;
 
 use super::{
-    DrawBatch, Fate, ItemOutcome, NewScore, NoticeEnd, RunRow, SentBatch, retention,
+    DrawBatch, Fate, ItemOutcome, NewScore, NoticeEnd, RunRow, SentBatch, gateway, retention,
     writer::{FinishedRun, Reply, Write},
 };
 use crate::model::Outcome;
@@ -44,6 +44,10 @@ pub(super) async fn apply(db: &mut SqliteConnection, names: &mut Names, write: &
         Write::FinishRun(run) => finish_run(db, names, run).await?,
         Write::Sent(batch) => sent(db, batch).await?,
         Write::Notice { id, end } => notice(db, *id, end).await?,
+        Write::Gateway(write) => {
+            gateway::apply(db, write).await?;
+            0
+        }
         Write::Retain(retention) => retention::retain(db, retention).await?,
         Write::Checkpoint | Write::Close => 0,
     };

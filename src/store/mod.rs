@@ -13,6 +13,7 @@
 //! Absent on purpose: rules. The store neither decides nor knows what a decision means.
 
 mod apply;
+mod gateway;
 pub mod lock;
 mod read;
 mod retention;
@@ -28,6 +29,7 @@ use sqlx::{
 };
 use tokio::sync::watch;
 
+pub use gateway::{CallRow, UsageRow};
 pub use read::{ExportFilter, ItemLife, MonitorStatus, QueueStatus, Since};
 pub use retention::Retention;
 pub use types::{

@@ -3,9 +3,12 @@
 
 use sqlx::SqliteConnection;
 
+use super::gateway;
+
 /// Everything before these instants may go, in microseconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
+    pub now_us: i64,
     pub scores_before_us: i64,
     pub runs_before_us: i64,
     /// How far behind its monitor's watermark a decision other than scored is kept, in microseconds.
@@ -41,6 +44,7 @@ pub(super) async fn retain(db: &mut SqliteConnection, retention: &Retention) -> 
     let sql = "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE started_us < $1 AND status <> 'running' LIMIT $2)";
     gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM notices WHERE id IN (SELECT id FROM notices WHERE created_us < $1 AND state <> 0 LIMIT $2)";
-    gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(db).await?.rows_affected();
+    gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
+    gone += gateway::retain(db, retention.now_us, retention.runs_before_us, limit).await?;
     Ok(gone)
 }

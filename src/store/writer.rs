@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     AlertRow, DrawBatch, Health, ItemOutcome, NewNotice, NoticeEnd, Retention, RunRow, SentBatch,
     apply::{self, Names},
+    gateway::GatewayWrite,
 };
 use crate::{
     model::RunReport,
@@ -41,6 +42,7 @@ pub(super) enum Write {
         id: i64,
         end: NoticeEnd,
     },
+    Gateway(GatewayWrite),
     Retain(Retention),
     Checkpoint,
     /// The last one.

@@ -78,6 +78,11 @@ pub fn alerts(monitor: &str, state: &'static str, n: u32) {
     gauge!("assayd_alerts", "monitor" => monitor.to_owned(), "state" => state).set(f64::from(n));
 }
 
+/// Of the monitor's budget, in the period that it is for.
+pub fn budget_spent(monitor: &str, usd: f64) {
+    gauge!("assayd_budget_spent_usd", "monitor" => monitor.to_owned()).set(usd);
+}
+
 /// `result`: success | failure
 pub fn reloaded(result: &'static str) {
     counter!("assayd_config_reloads_total", "result" => result).increment(1);

@@ -5,6 +5,7 @@
 pub mod backoff;
 pub mod duration;
 pub mod http;
+pub mod one_or_many;
 pub mod plugin;
 pub mod template;
 pub mod text;

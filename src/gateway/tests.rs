@@ -79,18 +79,21 @@ fn gateway(provider: &Arc<Scripted>, judge_calls: usize, concurrency: Option<usi
     let provider = Arc::clone(provider) as Arc<dyn Provider>;
     let profile = ProfileSpec { provider: "main".to_owned(), model: "gpt-4o-mini".to_owned(), timeout: Some(Duration::from_secs(5)), ..ProfileSpec::default() };
     Gateway::new(GatewaySpec {
-        providers: BTreeMap::from([("main".to_owned(), ProviderSpec { provider, concurrency })]),
+        providers: BTreeMap::from([("main".to_owned(), ProviderSpec { provider, limits: Limits { concurrency, ..Limits::default() } })]),
         profiles: BTreeMap::from([("judge".to_owned(), profile.clone()), ("other".to_owned(), profile)]),
         prices: BTreeMap::new(),
         judge_calls,
         retry: Policy::default(),
+        budgets: Vec::new(),
+        store: None,
+        clock: Arc::new(crate::schedule::clock::SystemClock),
     })
     .unwrap()
 }
 
 async fn ask(model: &Arc<dyn Model>) -> Result<Reply, CallError> {
     let question = Question { messages: vec![Message::user("How good?")], ..Question::default() };
-    model.ask(question, CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i" }).await
+    model.ask(question, CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i", budgets: &[] }).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -235,6 +238,9 @@ async fn names_that_are_not_there_are_told_with_those_that_are() {
         prices: BTreeMap::new(),
         judge_calls: 1,
         retry: Policy::default(),
+        budgets: Vec::new(),
+        store: None,
+        clock: Arc::new(crate::schedule::clock::SystemClock),
     };
     assert_eq!(Gateway::new(lost).err().unwrap().to_string(), "profile `judge`: there is no provider `x`; there are none");
 }
