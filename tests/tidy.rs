@@ -11,7 +11,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("main", &["cli"]),
     ("cli", &["daemon", "config", "control", OPEN]),
     ("daemon", &["web", "config", "pipeline", "control", "schedule", "alerting", "connections", "sources", "metrics", "gateway", "providers", "sinks", "store", OPEN]),
-    ("web", &["control", "store", OPEN]),
+    ("web", &["control", "providers", "store", OPEN]),
     ("config", &["schedule", "alerting", "connections", "sources", "metrics", "providers", "sinks", "store", OPEN]),
     ("pipeline", &["schedule", "alerting", "config", "connections", "sources", "metrics", "providers", "sinks", "store", OPEN]),
     ("sources", &["connections", OPEN]),
@@ -30,10 +30,11 @@ const MAY_USE: [(&str, &[&str]); 19] = [
 ];
 
 /// Edges that the map does not have, each with its reason.
-const ALSO: [(&str, &str, &str); 4] = [
+const ALSO: [(&str, &str, &str); 5] = [
     ("cli", "store", "commands that only read work beside a running daemon, on the store itself"),
     ("cli", "schedule", "`next` and `status` show the plan, which is pure"),
     ("cli", "pipeline", "`once` shows a run's progress, `validate --live` probes a monitor as the daemon would build it"),
+    ("cli", "providers", "`infer` speaks of questions and replies, as the contract does"),
     ("store", "sinks", "the outbox keeps what the sinks' contract calls a `Delivery`"),
 ];
 

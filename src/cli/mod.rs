@@ -4,6 +4,7 @@
 
 mod explain;
 mod export;
+mod infer;
 mod logs;
 mod next;
 mod once;
@@ -69,6 +70,8 @@ enum Command {
     Next(next::Arguments),
     /// Scores as CSV or JSON lines
     Export(export::Arguments),
+    /// Ask a profile's model, through limits, budgets and prices
+    Infer(infer::Arguments),
     /// Exit 0 when the daemon on this host is ready
     Healthcheck,
     /// JSON Schema of the settings, for editors
@@ -159,6 +162,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Explain(arguments) => explain::explain(&overrides, &arguments),
         Command::Next(arguments) => next::next(&overrides, &arguments),
         Command::Export(arguments) => export::export(&overrides, &arguments),
+        Command::Infer(arguments) => infer::infer(&overrides, &arguments),
         Command::Healthcheck => status::healthcheck(&overrides),
         Command::Schema { of } => {
             let schema = match of {

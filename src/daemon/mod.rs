@@ -2,6 +2,7 @@
 //! messages. What a message does is a method; the loop itself fits on a screen.
 
 mod housekeeping;
+mod infer;
 mod monitors;
 mod once;
 mod reload;
@@ -38,6 +39,7 @@ use crate::{
     },
     telemetry, web,
 };
+pub use infer::infer;
 pub use once::once;
 
 /// How long couriers get to send what is left when the daemon stops.
@@ -73,6 +75,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             metrics: metrics.clone(),
             ready: Arc::clone(&ready),
             token: settings.auth.as_ref().map(|auth| auth.token.clone()),
+            models: Arc::clone(&world.gateway) as Arc<dyn crate::providers::Models>,
         };
         let app = web::router(web).into_make_service_with_connect_info::<std::net::SocketAddr>();
         let mut stopped = stopped.clone();

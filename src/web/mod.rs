@@ -1,5 +1,7 @@
-//! The HTTP side: health, metrics, reload, a run by hand. Handlers read state or send a command; they change nothing
+//! The HTTP side: health, metrics, reload, a run by hand, the gateway for others ([`openai`]). Handlers read state or send a command; they change nothing
 //! themselves. Without a token only loopback clients are served; health is for everyone.
+
+mod openai;
 
 use std::{
     net::SocketAddr,
@@ -22,6 +24,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
     control::{Control, Refusal, RunRequest},
+    providers::Models,
     store::{Health, Store},
 };
 
@@ -33,6 +36,8 @@ pub struct Web {
     /// Monitors are loaded and the daemon is not draining.
     pub ready: Arc<AtomicBool>,
     pub token: Option<SecretString>,
+    /// Profiles, for calls from outside.
+    pub models: Arc<dyn Models>,
 }
 
 pub fn router(web: Web) -> Router {
@@ -40,6 +45,7 @@ pub fn router(web: Web) -> Router {
         .route("/metrics", get(render_metrics))
         .route("/-/reload", post(reload))
         .route("/api/v1/monitors/{name}/runs", post(run_now))
+        .merge(openai::routes())
         .layer(middleware::from_fn_with_state(web.clone(), authorised))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
