@@ -10,7 +10,10 @@ use std::{
 const MAY_USE: [(&str, &[&str]); 19] = [
     ("main", &["cli"]),
     ("cli", &["daemon", "config", "control", OPEN]),
-    ("daemon", &["web", "config", "pipeline", "control", "schedule", "alerting", "connections", "sources", "metrics", "gateway", "providers", "sinks", "store", OPEN]),
+    (
+        "daemon",
+        &["web", "config", "pipeline", "control", "schedule", "alerting", "connections", "sources", "metrics", "gateway", "providers", "sinks", "store", OPEN],
+    ),
     ("web", &["control", "providers", "store", OPEN]),
     ("config", &["schedule", "alerting", "connections", "sources", "metrics", "providers", "sinks", "store", OPEN]),
     ("pipeline", &["schedule", "alerting", "config", "connections", "sources", "metrics", "providers", "sinks", "store", OPEN]),

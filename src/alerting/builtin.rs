@@ -33,6 +33,10 @@ pub struct Health {
     /// Judgements of the last 24 h with a result, and those that failed.
     pub scored: u64,
     pub failed: u64,
+    /// Why judgements of the last run wait for a judge that refuses every call; untrusted text.
+    pub judge_blocked: Option<String>,
+    /// Why judgements of the last run wait for money.
+    pub over_budget: Option<String>,
     /// Rows that sinks refused for good: in the last 24 h, and all that are kept.
     pub dead_rows_new: u64,
     pub dead_rows: u64,
@@ -76,10 +80,12 @@ impl Finding {
 /// Fires at once: each check knows itself how much it takes. Repeats daily, since mending these takes a person.
 const RULE: Rule = Rule { hold: Hold::Runs(1), repeat: Human::hours(24) };
 
-pub const BUILTINS: [Builtin; 4] = [
+pub const BUILTINS: [Builtin; 6] = [
     Builtin { name: "runs-failing", severity: Severity::Critical, rule: RULE, window: None, check: runs_failing },
     Builtin { name: "no-data", severity: Severity::Warning, rule: RULE, window: None, check: no_data },
     Builtin { name: "judgements-failed", severity: Severity::Warning, rule: RULE, window: Some("24h"), check: judgements_failed },
+    Builtin { name: "judge-blocked", severity: Severity::Critical, rule: RULE, window: None, check: judge_blocked },
+    Builtin { name: "budget-spent", severity: Severity::Warning, rule: RULE, window: None, check: budget_spent },
     Builtin { name: "dead-rows", severity: Severity::Warning, rule: RULE, window: Some("24h"), check: dead_rows },
 ];
 
@@ -138,6 +144,20 @@ fn judgements_failed(health: &Health) -> Finding {
     Finding { observed, summary, value: Some(share), threshold: Some(FAILED_SHARE), n: Some(judged) }
 }
 
+/// Waiting items come back with every run, so a run in which none waits is the end of it.
+fn judge_blocked(health: &Health) -> Finding {
+    waiting(health.judge_blocked.as_deref(), "no judgement waits for its judge")
+}
+
+fn budget_spent(health: &Health) -> Finding {
+    waiting(health.over_budget.as_deref(), "no judgement waits for money")
+}
+
+fn waiting(reason: Option<&str>, calm: &str) -> Finding {
+    let summary = reason.map_or_else(|| calm.to_owned(), |reason| format!("judgements wait: {}", one_line(reason, 300)));
+    Finding::new(Observed::Breached(reason.is_some()), summary)
+}
+
 /// Rows that died in the last 24 h, not all dead ones: a row stays dead until somebody drops it, and an alert that
 /// nothing can resolve is soon ignored. `assayd status` goes on showing all of them.
 fn dead_rows(health: &Health) -> Finding {
@@ -169,6 +189,8 @@ mod tests {
             last_new_item_at: Some(now - 10 * MINUTE),
             scored: 100,
             failed: 2,
+            judge_blocked: None,
+            over_budget: None,
             dead_rows_new: 0,
             dead_rows: 17,
         }
@@ -237,6 +259,14 @@ mod tests {
         assert_eq!(share(4, 0).0, Observed::Insufficient { n: 4, need: 5 });
         assert_eq!(share(0, 0).0, Observed::NoData);
         assert_eq!(share(u64::MAX, u64::MAX).0, Observed::Breached(true));
+    }
+
+    #[test]
+    fn what_waits_is_told_with_its_reason() {
+        let blocked = Health { judge_blocked: Some("openai/m: key refused".into()), ..healthy() };
+        assert_eq!(seen("judge-blocked", &blocked), (Observed::Breached(true), "judgements wait: openai/m: key refused".into()));
+        let spent = Health { over_budget: Some("over the budget".into()), ..healthy() };
+        assert_eq!(seen("budget-spent", &spent), (Observed::Breached(true), "judgements wait: over the budget".into()));
     }
 
     #[test]

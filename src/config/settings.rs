@@ -263,7 +263,11 @@ fn providers(nodes: BTreeMap<String, Node>, faults: &mut Vec<Fault>) -> BTreeMap
     providers
 }
 
-fn profiles(sections: BTreeMap<String, Section<ProfileSpec>>, providers: &BTreeMap<String, ProviderSpec>, faults: &mut Vec<Fault>) -> BTreeMap<String, ProfileSpec> {
+fn profiles(
+    sections: BTreeMap<String, Section<ProfileSpec>>,
+    providers: &BTreeMap<String, ProviderSpec>,
+    faults: &mut Vec<Fault>,
+) -> BTreeMap<String, ProfileSpec> {
     let names: Vec<String> = sections.keys().cloned().collect();
     let mut profiles = BTreeMap::new();
     for (name, profile) in sections {

@@ -7,8 +7,8 @@ use tokio::sync::watch;
 
 use crate::{
     config::{MonitorSpec, Settings},
-    pipeline::{BuildEnv, Couriers, Monitor, Services},
     gateway::{Gateway, GatewaySpec, ProfileSpec, ProviderSpec},
+    pipeline::{BuildEnv, Couriers, Monitor, Services},
     schedule::clock::Clock,
     sinks::slack::SlackNotifier,
     store::{Store, Writer},

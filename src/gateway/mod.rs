@@ -32,7 +32,14 @@ use std::{
     time::Duration,
 };
 
-use self::{budget::Budgets, circuit::Circuit, fair::Fair, lane::Lane, meter::Meter, profile::{Ladder, Profile, in_time}};
+use self::{
+    budget::Budgets,
+    circuit::Circuit,
+    fair::Fair,
+    lane::Lane,
+    meter::Meter,
+    profile::{Ladder, Profile, in_time},
+};
 use crate::{
     model::Budget,
     providers::{

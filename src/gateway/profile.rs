@@ -315,7 +315,9 @@ impl Profile {
         match outcome {
             Ok(answer) => self.price.and_then(|price| price.cost(answer.tokens)).map(nano_usd),
             // The request went out and no answer came in whole: it may have been worked on, and billed.
-            Err(ProviderError::Transient { kind: "timeout" | "transport" | "not_json" | "too_large", .. } | ProviderError::Rejected { kind: "too_large", .. }) => None,
+            Err(
+                ProviderError::Transient { kind: "timeout" | "transport" | "not_json" | "too_large", .. } | ProviderError::Rejected { kind: "too_large", .. },
+            ) => None,
             // An error status is not billed.
             Err(_) => Some(0),
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What was not used is kept for this long.
+/// At most this time's share goes at once.
 const BURST: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -32,13 +32,11 @@ impl Rate {
 
     /// What was taken turned out to be more or less.
     pub(super) fn correct(&mut self, taken: u64, used: u64) {
-        self.free = self.free.and_then(|free| {
-            if used > taken { free.checked_add(self.time(used - taken)) } else { free.checked_sub(self.time(taken - used)) }
-        });
+        self.free = self.free.and_then(|free| if used > taken { free.checked_add(self.time(used - taken)) } else { free.checked_sub(self.time(taken - used)) });
     }
 
     fn start(&self, now: Instant) -> Instant {
-        let earliest = now.checked_sub(BURST).unwrap_or(now);
+        let earliest = now.checked_sub(BURST.saturating_sub(self.unit)).unwrap_or(now);
         self.free.map_or(earliest, |free| free.max(earliest))
     }
 
@@ -59,7 +57,7 @@ mod tests {
         let now = Instant::now();
         let mut rate = Rate::per_minute(600);
         let waits: Vec<u128> = (0..14).map(|_| rate.take(now, 1).as_millis()).collect();
-        assert_eq!(waits, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 100, 200, 300]);
+        assert_eq!(waits, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 100, 200, 300, 400]);
     }
 
     #[test]
@@ -67,11 +65,11 @@ mod tests {
         let now = Instant::now();
         let mut rate = Rate::per_minute(60_000);
         assert_eq!(rate.take(now, 5_000), Duration::ZERO);
-        assert_eq!(rate.take(now, 1), Duration::from_secs(4), "a large call is a debt for the next one");
+        assert_eq!(rate.take(now, 1), Duration::from_millis(4_001), "a large call is a debt for the next one");
         rate.correct(5_000, 1_000);
-        assert_eq!(rate.take(now, 1), Duration::from_millis(1));
+        assert_eq!(rate.take(now, 1), Duration::from_millis(2));
         rate.correct(1, 1_000);
-        assert_eq!(rate.take(now, 1), Duration::from_millis(1001));
+        assert_eq!(rate.take(now, 1), Duration::from_millis(1_002));
     }
 
     proptest! {

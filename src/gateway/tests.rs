@@ -8,10 +8,12 @@ use std::{
     },
 };
 
-use futures_util::future::join_all;
+use async_trait::async_trait;
+use futures_util::{StreamExt, future::join_all};
+use tokio::time::Instant;
 
 use super::*;
-use crate::providers::{Headroom, Message, Stop, Tokens};
+use crate::providers::{CallCx, CallError, ChatAnswer, ChatRequest, Headroom, Message, Part, Question, Reply, Stop, Tokens};
 
 type Outcome = Result<ChatAnswer, ProviderError>;
 
@@ -243,4 +245,96 @@ async fn names_that_are_not_there_are_told_with_those_that_are() {
         clock: Arc::new(crate::schedule::clock::SystemClock),
     };
     assert_eq!(Gateway::new(lost).err().unwrap().to_string(), "profile `judge`: there is no provider `x`; there are none");
+}
+
+/// Two providers, and a profile that falls back from the first to the second.
+fn ladder(first: &Arc<Scripted>, second: &Arc<Scripted>, on: Vec<FallbackOn>) -> Gateway {
+    let provider = |scripted: &Arc<Scripted>| ProviderSpec { provider: Arc::clone(scripted) as Arc<dyn Provider>, limits: Limits::default() };
+    let profile = |name: &str, fallback: &[&str]| ProfileSpec {
+        provider: name.to_owned(),
+        model: "gpt-4o-mini".to_owned(),
+        fallback: fallback.iter().map(|name| (*name).to_owned()).collect(),
+        fallback_on: on.clone(),
+        ..ProfileSpec::default()
+    };
+    Gateway::new(GatewaySpec {
+        providers: BTreeMap::from([("first".to_owned(), provider(first)), ("second".to_owned(), provider(second))]),
+        profiles: BTreeMap::from([("judge".to_owned(), profile("first", &["cheap"])), ("cheap".to_owned(), profile("second", &[]))]),
+        prices: BTreeMap::new(),
+        judge_calls: 4,
+        retry: Policy { attempts: 2, ..Policy::default() },
+        budgets: Vec::new(),
+        store: None,
+        clock: Arc::new(crate::schedule::clock::SystemClock),
+    })
+    .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_a_profile_cannot_answer_its_fallback_does_and_the_reply_says_who() {
+    for (broken, on, falls_back) in [
+        (refused(), vec![], true),
+        (transient("server_error", None), vec![], true),
+        (transient("rate_limited", None), vec![FallbackOn::RateLimited], true),
+        (transient("rate_limited", None), vec![FallbackOn::Unavailable], false),
+        (Err(ProviderError::Rejected { kind: "bad_request", message: "HTTP 400: too long".to_owned() }), vec![], false),
+    ] {
+        let (first, second) = (Scripted::new([], broken.clone(), 1), Scripted::new([], fine(), 1));
+        let judge = ladder(&first, &second, on.clone()).model("judge").unwrap();
+        let reply = ask(&judge).await;
+        assert_eq!(reply.is_ok(), falls_back, "{broken:?} {on:?}");
+        assert_eq!(second.calls(), usize::from(falls_back));
+        if let Ok(reply) = reply {
+            assert_eq!(reply.usage.provider.as_deref(), Some("second"));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_is_tried_again_until_its_first_part() {
+    let provider = Scripted::new([transient("server_error", None)], fine(), 1);
+    let gateway = gateway(&provider, 4, None);
+    let judge = gateway.model("judge").unwrap();
+    let question = Question { messages: vec![Message::user("How good?")], ..Question::default() };
+    let parts: Vec<_> = judge.stream(question, CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i", budgets: &[] }).collect().await;
+    assert!(matches!(parts.as_slice(), [Ok(Part::Text(text)), Ok(Part::End(reply))] if text == "{}" && reply.text == "{}"), "{parts:?}");
+    assert_eq!(provider.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_minute_takes_no_more_than_its_requests() {
+    let provider = Scripted::new([], fine(), 1);
+    let spec =
+        ProfileSpec { provider: "main".to_owned(), model: "m".to_owned(), limits: Limits { rpm: Some(120), ..Limits::default() }, ..ProfileSpec::default() };
+    let gateway = Gateway::new(GatewaySpec {
+        providers: BTreeMap::from([("main".to_owned(), ProviderSpec { provider: Arc::clone(&provider) as Arc<dyn Provider>, limits: Limits::default() })]),
+        profiles: BTreeMap::from([("judge".to_owned(), spec)]),
+        prices: BTreeMap::new(),
+        judge_calls: 64,
+        retry: Policy::default(),
+        budgets: Vec::new(),
+        store: None,
+        clock: Arc::new(crate::schedule::clock::SystemClock),
+    })
+    .unwrap();
+    let judge = gateway.model("judge").unwrap();
+    let begin = Instant::now();
+    let replies = join_all((0..122).map(|_| ask(&judge))).await;
+    assert!(replies.iter().all(Result::is_ok));
+    // Two at once, and two a second from then on.
+    assert_eq!(begin.elapsed().as_secs(), 60);
+    assert_eq!(provider.begun.lock().unwrap()[3].duration_since(begin).as_millis() / 100, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_for_rate_halve_the_calls_under_way_and_answers_bring_them_back() {
+    let storm = (0..8).map(|_| transient("overloaded", None));
+    let provider = Scripted::new(storm, fine(), 100);
+    let judge = gateway(&provider, 64, Some(8)).model("judge").unwrap();
+    let replies = join_all((0..60).map(|_| ask(&judge))).await;
+    assert!(replies.iter().all(Result::is_ok));
+    assert_eq!(provider.peak.load(Ordering::SeqCst), 8, "eight before the storm");
+    let begun = provider.begun.lock().unwrap();
+    let second_wave = begun.iter().filter(|at| (100..200).contains(&at.duration_since(begun[0]).as_millis())).count();
+    assert!(second_wave <= 4, "{second_wave} calls right after the storm");
 }

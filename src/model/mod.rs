@@ -13,6 +13,6 @@ mod trace;
 pub use alert::{AlertEvent, AlertEventKind, AlertState, Route, Severity, Tally, WorstItem};
 pub use budget::{Budget, Per, nano_usd, usd};
 pub use ids::{ItemKey, content_hash, run_id, score_id, trace_id};
-pub use outcome::{Decision, ItemCounts, Outcome, Score, Usage};
+pub use outcome::{Decision, ItemCounts, Outcome, Score, Usage, Wait};
 pub use run::{AlertLine, Changes, MetricSummary, PublishedCounts, RunReport, RunStatus, Trigger};
 pub use trace::{Case, Observation, Trace};

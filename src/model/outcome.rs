@@ -20,7 +20,18 @@ pub enum Outcome {
     /// The judgement could not be made. Tried again by a later run.
     Failed { reason: String },
     /// The judgement could not be tried (blocked judge, spent budget): costs no attempt and comes back.
-    Deferred { reason: String },
+    Deferred { reason: String, wait: Wait },
+}
+
+/// What a judgement waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// The judge: its key, its billing, its model, its pause.
+    Judge,
+    /// The next period of a budget, or its price.
+    Budget,
+    /// Another metric of the same item, which its gate looks at.
+    Gate,
 }
 
 impl Outcome {
@@ -38,7 +49,7 @@ impl Outcome {
     #[must_use]
     pub fn reason(&self) -> &str {
         match self {
-            Self::Scored { reason, .. } | Self::NotApplicable { reason } | Self::Failed { reason } | Self::Deferred { reason } => reason,
+            Self::Scored { reason, .. } | Self::NotApplicable { reason } | Self::Failed { reason } | Self::Deferred { reason, .. } => reason,
         }
     }
 

@@ -84,6 +84,12 @@ pub struct RunReport {
     pub published: BTreeMap<String, PublishedCounts>,
     pub alerts: Vec<AlertLine>,
     pub cost_usd: f64,
+    /// Why judgements wait for a blocked judge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge_blocked: Option<String>,
+    /// Why judgements wait for money.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over_budget: Option<String>,
     pub duration_ms: u64,
 }
 

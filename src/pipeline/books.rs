@@ -14,7 +14,7 @@ use super::{
     run::{Order, Progress, Stopped},
 };
 use crate::{
-    model::{Decision, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace},
+    model::{Decision, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait},
     sources::Window,
     store::{DrawBatch, ItemEnd, ItemOutcome, NewItem, NewScore},
     telemetry,
@@ -37,7 +37,8 @@ pub(super) struct Tally {
     pub seen: HashSet<ItemKey>,
     drawn: u64,
     metrics: BTreeMap<String, MetricTally>,
-    blocked: bool,
+    judge_blocked: Option<String>,
+    over_budget: Option<String>,
     first_failure: Option<String>,
     cost_usd: f64,
 }
@@ -126,9 +127,15 @@ impl<'a> Books<'a> {
     /// Deferred judgements are no scores; what waits is the item.
     pub(super) fn outcome(&self, item: &Drawn, scores: Vec<NewScore>, end: Option<ItemEnd>) -> ItemOutcome {
         let bare = self.bare_outcome(item.key, &item.trace.id, item.trace.timestamp.as_microsecond(), Some(&item.trace));
-        if let Some(NewScore { outcome: Outcome::Deferred { reason }, .. }) = scores.iter().find(|score| matches!(score.outcome, Outcome::Deferred { .. })) {
+        for (reason, wait) in
+            scores.iter().filter_map(|score| if let Outcome::Deferred { reason, wait } = &score.outcome { Some((reason, wait)) } else { None })
+        {
             let mut tally = self.tally();
-            tally.blocked = true;
+            match wait {
+                Wait::Judge => drop(tally.judge_blocked.get_or_insert_with(|| reason.clone())),
+                Wait::Budget => drop(tally.over_budget.get_or_insert_with(|| reason.clone())),
+                Wait::Gate => {}
+            }
             tally.first_failure.get_or_insert_with(|| reason.clone());
         }
         ItemOutcome { scores: scores.into_iter().filter(|score| !matches!(score.outcome, Outcome::Deferred { .. })).collect(), end, ..bare }
@@ -178,7 +185,7 @@ impl<'a> Books<'a> {
         let tally = self.tally();
         let counts = tally.counts;
         let judgements_failed = tally.metrics.values().map(|metric| metric.failed).sum::<u64>();
-        let status = if stopped.is_some() || counts.scored == 0 && (tally.blocked || judgements_failed > 0) {
+        let status = if stopped.is_some() || counts.scored == 0 && (tally.judge_blocked.is_some() || judgements_failed > 0) {
             RunStatus::Failed
         } else if counts.failed + counts.deferred > 0 {
             RunStatus::Partial
@@ -201,6 +208,8 @@ impl<'a> Books<'a> {
             published: BTreeMap::new(),
             alerts: Vec::new(),
             cost_usd: tally.cost_usd,
+            judge_blocked: tally.judge_blocked.clone(),
+            over_budget: tally.over_budget.clone(),
             duration_ms: u64::try_from(self.services.clock.now().duration_since(started).as_millis()).unwrap_or(0),
         }
     }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     metrics::{Judgement, MetricCx, Price},
-    model::{Case, Decision, ItemKey, Outcome, Score, Trace, content_hash, score_id},
+    model::{Case, Decision, ItemKey, Outcome, Score, Trace, Wait, content_hash, score_id},
     providers::CallCx,
     store::{ItemEnd, NewScore},
     util::template::TemplateError,
@@ -93,7 +93,7 @@ impl<'a> Judging<'a> {
             Ok(false) => Some(Outcome::NotApplicable { reason: format!("`when: {}` is false", when.source()) }),
             // What the gate asks about is not known, because the metric it names has failed, waits or did not apply.
             Err(TemplateError::Missing(error)) => Some(match self.worst_so_far() {
-                Decision::Deferred => Outcome::Deferred { reason: format!("`when` waits: {error}") },
+                Decision::Deferred => Outcome::Deferred { reason: format!("`when` waits: {error}"), wait: Wait::Gate },
                 Decision::Failed => Outcome::Failed { reason: format!("`when` could not be decided: {error}") },
                 _ => Outcome::NotApplicable { reason: format!("`when` does not apply: {error}") },
             }),

@@ -206,6 +206,8 @@ async fn health(
         last_new_item_at: if new_items > 0 { Some(now) } else { last.and_then(time) },
         scored,
         failed,
+        judge_blocked: report.judge_blocked.clone(),
+        over_budget: report.over_budget.clone(),
         dead_rows_new,
         dead_rows,
     })

@@ -125,9 +125,8 @@ impl Price {
     /// What a call with at most so many tokens can cost, in USD, however its prompt falls to tiers and caches.
     #[must_use]
     pub fn ceiling(&self, input: u64, output: u64) -> f64 {
-        let dearest = |base: f64, others: &[(u64, Option<f64>)]| {
-            others.iter().filter(|(above, _)| input > *above).filter_map(|(_, price)| *price).fold(base, f64::max)
-        };
+        let dearest =
+            |base: f64, others: &[(u64, Option<f64>)]| others.iter().filter(|(above, _)| input > *above).filter_map(|(_, price)| *price).fold(base, f64::max);
         let price_in = dearest(
             self.input_cost_per_token,
             &[

@@ -17,7 +17,7 @@ use serde_json::{Map, json};
 
 use super::{BuildError, DataType, Judgement, Metric, MetricBuildCx, MetricConfig, MetricCx, MetricKind, Price};
 use crate::{
-    model::{Outcome, Usage},
+    model::{Outcome, Usage, Wait},
     providers::{CallError, Message, Model, Question, Reply, Stop},
     util::{
         plugin,
@@ -324,7 +324,8 @@ impl Judge {
                 add(usage, &reply.usage);
                 self.output.read(&reply).unwrap_or_else(|reason| Outcome::Failed { reason })
             }
-            Err(CallError::Blocked(reason) | CallError::OverBudget(reason)) => Outcome::Deferred { reason },
+            Err(CallError::Blocked(reason)) => Outcome::Deferred { reason, wait: Wait::Judge },
+            Err(CallError::OverBudget(reason)) => Outcome::Deferred { reason, wait: Wait::Budget },
             Err(CallError::Failed { message: reason, .. }) => Outcome::Failed { reason },
         }
     }
