@@ -5,7 +5,7 @@ use std::{
 };
 
 use schemars::JsonSchema;
-use secrecy::{ExposeSecret, SecretString};
+use crate::util::secret::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::{NotifyTarget, Overrides};
@@ -215,6 +215,11 @@ fn auth(section: &Section<AuthSpec>, faults: &mut Vec<Fault>) -> Option<AuthSpec
     Some(spec)
 }
 
+/// Where everything is kept, by what `state` says.
+pub(super) fn state_folder(named: Option<PathBuf>, base: &Path, overrides: &Overrides) -> PathBuf {
+    overrides.state.clone().unwrap_or_else(|| base.join(named.unwrap_or_else(|| "state".into())))
+}
+
 /// Reads every section on its own, so that each fault is told. `None` after at least one fault.
 pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut Vec<Fault>) -> Option<Settings> {
     fn section<T: serde::de::DeserializeOwned>(section: Option<Section<T>>, faults: &mut Vec<Fault>) -> Option<T> {
@@ -258,7 +263,7 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
     log.file = log.file.map(relative);
     Some(Settings {
         monitors: overrides.monitors.clone().unwrap_or_else(|| relative(file.monitors.unwrap_or_else(|| "monitors".into()))),
-        state: overrides.state.clone().unwrap_or_else(|| relative(file.state.unwrap_or_else(|| "state".into()))),
+        state: state_folder(file.state, base, overrides),
         listen,
         auth: file.auth.and_then(|section| auth(&section, faults)),
         log,

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use reqwest::{Method, RequestBuilder};
 use schemars::JsonSchema;
-use secrecy::{ExposeSecret, SecretString};
+use crate::util::secret::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::sync::OnceCell;
 

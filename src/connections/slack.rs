@@ -1,5 +1,5 @@
 use schemars::JsonSchema;
-use secrecy::SecretString;
+use crate::util::secret::SecretString;
 use serde::Deserialize;
 
 /// A Slack workspace: a bot token (threads, edits, resolves in place) or an incoming webhook (plain messages).

@@ -18,7 +18,7 @@ use axum::{
     routing::{get, post},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use secrecy::{ExposeSecret, SecretString};
+use crate::util::secret::{ExposeSecret, SecretString};
 
 use crate::{
     control::{Control, Refusal, RunRequest},

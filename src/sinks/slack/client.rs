@@ -5,7 +5,7 @@ use std::{error::Error, time::Duration};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
-use secrecy::{ExposeSecret, SecretString};
+use crate::util::secret::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use slack_morphism::{
