@@ -199,6 +199,18 @@ mod tests {
         assert!(filled("${X_A", &env).is_err());
     }
 
+    #[test]
+    fn what_a_variable_held_is_told_from_what_was_written() {
+        let env = env(&[("X_A", "env:B")]);
+        for (text, by_variable) in
+            [("${X_A}", true), ("${X_A}/c", true), ("env:${X_A}", false), ("${X_MISSING:-env:B}", false), ("$$", false), ("env:B", false)]
+        {
+            let mut node = Node::new(Span { file: "m".into(), line: 1, column: 1 }, Value::String(text.to_owned()));
+            interpolate(&mut node, &env, &mut Used::default(), &mut Vec::new());
+            assert_eq!(node.filled, by_variable, "{text}");
+        }
+    }
+
     fn told(message: &str, value: &str) -> String {
         let mut faults = [Fault::new(&Span { file: "m".into(), line: 1, column: 1 }, message)];
         Used(vec![("X_V".to_owned(), value.to_owned())]).hide(&mut faults);

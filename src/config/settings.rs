@@ -5,7 +5,6 @@ use std::{
 };
 
 use schemars::JsonSchema;
-use crate::util::secret::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::{NotifyTarget, Overrides};
@@ -16,6 +15,7 @@ use crate::{
         backoff::Policy,
         duration::Human,
         plugin,
+        secret::{ExposeSecret, SecretString},
         yaml::{self, Fault, Node, Section},
     },
 };

@@ -52,8 +52,7 @@ pub fn read_secrets(state: &Path) -> anyhow::Result<Vault> {
             Ok(vault)
         })
     };
-    let answer: anyhow::Result<Vault> =
-        std::thread::scope(|scope| scope.spawn(read).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let answer: anyhow::Result<Vault> = std::thread::scope(|scope| scope.spawn(read).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     answer.with_context(|| format!("reading the secrets in {}", path.display()))
 }
 
@@ -82,7 +81,7 @@ pub async fn change_secrets<T>(state: &Path, command: &str, change: impl FnOnce(
     let answer = change(&mut vault)?;
     save(&mut transaction, &vault).await?;
     transaction.commit().await?;
-    // The log holds the old boxes too. A reader may hold this up; the daemon does it again within the hour.
+    // The log holds the old boxes too. A reader may hold this up; the daemon does it again every few minutes.
     let _ = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut connection).await;
     connection.close().await?;
     Ok(answer)
@@ -97,7 +96,8 @@ async fn load(connection: &mut SqliteConnection) -> Result<Vault, sqlx::Error> {
     let salt: Option<Vec<u8>> = sqlx::query_scalar("SELECT salt FROM secrets_salt").fetch_optional(&mut *connection).await?;
     let rows = sqlx::query("SELECT name, nonce, box, created_us, updated_us FROM secrets").fetch_all(connection).await?;
     let boxes = rows.iter().map(|row| {
-        let sealed = Sealed { nonce: row.try_get("nonce")?, text: row.try_get("box")?, created_us: row.try_get("created_us")?, updated_us: row.try_get("updated_us")? };
+        let sealed =
+            Sealed { nonce: row.try_get("nonce")?, text: row.try_get("box")?, created_us: row.try_get("created_us")?, updated_us: row.try_get("updated_us")? };
         Ok((row.try_get("name")?, sealed))
     });
     Ok(Vault { salt: salt.unwrap_or_default(), boxes: boxes.collect::<Result<_, sqlx::Error>>()? })

@@ -18,11 +18,11 @@ use axum::{
     routing::{get, post},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use crate::util::secret::{ExposeSecret, SecretString};
 
 use crate::{
     control::{Control, Refusal, RunRequest},
     store::{Health, Store},
+    util::secret::{ExposeSecret, SecretString},
 };
 
 #[derive(Clone)]
