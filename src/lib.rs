@@ -25,7 +25,9 @@
 //! - A paid answer is on disk (`synchronous=FULL`) before its item counts as judged, and before anything is sent.
 //! - A failed judgement is an outcome with a reason, never a number.
 //! - While the store refuses writes no model is called: an answer that cannot be kept would be paid for twice.
-//! - One process writes a state folder ([`store::lock`]); any number read it.
+//! - One process writes a state folder ([`store::lock`]); any number read it. The sealed secrets alone are written by
+//!   `assayd secrets`, in a table that no daemon writes.
+//! - A key is a [`util::secret::SecretString`] from where it is read: never shown, looked up where the settings only name it.
 //! - Only [`daemon::supervisor`] begins tasks, only [`schedule::clock`] reads the wall clock for decisions.
 //!
 //! # Two schedulers, and why

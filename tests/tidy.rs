@@ -19,7 +19,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("pipeline", &["schedule", "alerting", "config", "connections", "sources", "metrics", "providers", "sinks", "store", OPEN]),
     ("sources", &["connections", OPEN]),
     ("metrics", &["providers", OPEN]),
-    ("gateway", &["providers", "store", "schedule", OPEN]),
+    ("gateway", &["connections", "providers", "store", "schedule", OPEN]),
     ("providers", &[OPEN]),
     ("sinks", &["connections", OPEN]),
     ("store", &[OPEN]),

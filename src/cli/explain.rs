@@ -1,6 +1,6 @@
 use jiff::Timestamp;
 
-use super::{Failure, Overrides, block_on, print, settings};
+use super::{Failure, Overrides, block_on, print, settings_without_keys};
 use crate::{
     store::{ItemLife, Store},
     util::text::one_line,
@@ -13,7 +13,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn explain(overrides: &Overrides, arguments: &Arguments) -> Result<(), Failure> {
-    let settings = settings(overrides)?;
+    let settings = settings_without_keys(overrides)?;
     let lives = block_on(async {
         let store = Store::open_to_read(&settings.state).await?;
         Ok(store.item_life(&arguments.monitor, &arguments.item).await?)

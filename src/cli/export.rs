@@ -1,6 +1,6 @@
 use jiff::Timestamp;
 
-use super::{Failure, Overrides, block_on, print, settings};
+use super::{Failure, Overrides, block_on, print, settings_without_keys};
 use crate::{
     model::Score,
     store::{ExportFilter, Store},
@@ -27,7 +27,7 @@ enum ExportFormat {
 const PAGE: u32 = 1000;
 
 pub(super) fn export(overrides: &Overrides, arguments: &Arguments) -> Result<(), Failure> {
-    let settings = settings(overrides)?;
+    let settings = settings_without_keys(overrides)?;
     let filter = ExportFilter { monitor: arguments.monitor.clone(), since_us: arguments.since.map(Timestamp::as_microsecond) };
     block_on(async {
         let store = Store::open_to_read(&settings.state).await?;

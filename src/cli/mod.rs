@@ -9,6 +9,7 @@ mod logs;
 mod next;
 mod once;
 mod run;
+mod secrets;
 mod status;
 mod validate;
 
@@ -18,7 +19,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use comfy_table::{LineStyle, TableStyle};
 
 use crate::{
-    config::{Cache, Loaded, Overrides, Settings, load_monitors, load_settings},
+    config::{Cache, Loaded, Overrides, Settings, load_monitors, load_settings, load_settings_without_keys},
     util::yaml::Fault,
 };
 
@@ -72,6 +73,11 @@ enum Command {
     Export(export::Arguments),
     /// Ask a profile's model, through limits, budgets and prices
     Infer(infer::Arguments),
+    /// Keys that settings name `secret:NAME`, sealed in the store under a master key
+    Secrets {
+        #[command(subcommand)]
+        action: secrets::Action,
+    },
     /// Exit 0 when the daemon on this host is ready
     Healthcheck,
     /// JSON Schema of the settings, for editors
@@ -163,6 +169,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Next(arguments) => next::next(&overrides, &arguments),
         Command::Export(arguments) => export::export(&overrides, &arguments),
         Command::Infer(arguments) => infer::infer(&overrides, &arguments),
+        Command::Secrets { action } => secrets::secrets(&overrides, action),
         Command::Healthcheck => status::healthcheck(&overrides),
         Command::Schema { of } => {
             let schema = match of {
@@ -186,6 +193,11 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
 
 fn settings(overrides: &Overrides) -> Result<Settings, Failure> {
     load_settings(overrides).map_err(Failure::Settings)
+}
+
+/// For commands that call nobody.
+fn settings_without_keys(overrides: &Overrides) -> Result<Settings, Failure> {
+    load_settings_without_keys(overrides).map_err(Failure::Settings)
 }
 
 fn monitors(settings: &Settings) -> Loaded {

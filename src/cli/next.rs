@@ -1,7 +1,7 @@
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::json;
 
-use super::{Failure, Format, Overrides, monitor, print, settings, table};
+use super::{Failure, Format, Overrides, monitor, print, settings_without_keys, table};
 use crate::schedule::plan::Plan;
 
 #[derive(Debug, clap::Args)]
@@ -18,7 +18,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn next(overrides: &Overrides, arguments: &Arguments) -> Result<(), Failure> {
-    let settings = settings(overrides)?;
+    let settings = settings_without_keys(overrides)?;
     let spec = monitor(&settings, &arguments.monitor)?;
     let plan = Plan::new(&spec.schedule, &spec.name).map_err(|fault| Failure::Usage(fault.message))?;
     let from = arguments.from.unwrap_or_else(Timestamp::now);

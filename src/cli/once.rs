@@ -93,7 +93,7 @@ async fn by_daemon(settings: &Settings, address: &str, monitor: &str, request: &
     let http = reqwest::Client::builder().no_proxy().build().map_err(anyhow::Error::from)?;
     let mut call = http.post(format!("http://{address}/api/v1/monitors/{monitor}/runs")).json(request);
     if let Some(auth) = &settings.auth {
-        use secrecy::ExposeSecret;
+        use crate::util::secret::ExposeSecret;
         call = call.bearer_auth(auth.token.expose_secret());
     }
     let answer = call.send().await.map_err(|error| anyhow::Error::new(error).context("asking the daemon"))?;

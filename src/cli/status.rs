@@ -3,7 +3,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{Failure, Format, Overrides, block_on, monitors, print, settings, table};
+use super::{Failure, Format, Overrides, block_on, monitors, print, settings_without_keys, table};
 use crate::{
     schedule::plan::Plan,
     store::{Store, lock::StateLock},
@@ -17,7 +17,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(), Failure> {
-    let settings = settings(overrides)?;
+    let settings = settings_without_keys(overrides)?;
     let loaded = monitors(&settings);
     let now = Timestamp::now();
     let (mut rows, mut queues) = (Vec::new(), Vec::new());
@@ -87,7 +87,7 @@ pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(),
 
 /// Exit 0 when the daemon on this host is ready, 1 when it is not.
 pub(super) fn healthcheck(overrides: &Overrides) -> Result<(), Failure> {
-    let settings = settings(overrides)?;
+    let settings = settings_without_keys(overrides)?;
     let Some(mut address) = settings.listen else {
         return Err(Failure::Usage("`listen: off`: there is nothing to ask".to_owned()));
     };

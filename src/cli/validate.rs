@@ -90,7 +90,7 @@ fn chosen(settings: &Settings, overrides: &Overrides, paths: &[PathBuf]) -> Load
 /// Asks every provider and every monitor's source and sinks; true when all answer.
 async fn live(settings: &Settings, loaded: &Loaded) -> Result<bool, Failure> {
     let http = wire::http(settings)?;
-    let gateway = wire::gateway(settings, &http, None, Arc::new(SystemClock))?;
+    let (gateway, _) = wire::gateway(settings, &http, None, Arc::new(SystemClock))?;
     let mut sound = true;
     let mut tell = |what: String, answer: Result<String, String>| {
         sound &= answer.is_ok();

@@ -19,7 +19,7 @@ pub(super) struct Env {
 
 impl Env {
     /// The process's environment stands over every file.
-    fn get(&self, name: &str) -> Option<String> {
+    pub fn get(&self, name: &str) -> Option<String> {
         std::env::var(name).ok().or_else(|| self.layers.iter().find_map(|layer| layer.get(name).cloned()))
     }
 }
@@ -73,17 +73,32 @@ pub(super) fn interpolate(node: &mut Node, env: &Env, used: &mut Used, faults: &
         Value::Seq(items) => items.iter_mut().for_each(|item| interpolate(item, env, used, faults)),
         Value::Map(map) => map.iter_mut().filter(|(key, ..)| !LEFT_ALONE.contains(&key.as_str())).for_each(|(.., value)| interpolate(value, env, used, faults)),
         Value::String(text) if text.contains('$') => match fill(text, env, used) {
-            Ok((filled, whole)) if whole => *node = Node::scalar(node.at.clone(), &filled),
-            Ok((filled, _)) => *text = filled,
+            Ok(filled) => {
+                if filled.whole {
+                    *node = Node::scalar(node.at.clone(), &filled.text);
+                } else {
+                    *text = filled.text;
+                }
+                node.filled = filled.by_variable;
+            }
             Err(message) => faults.push(Fault::new(&node.at, message)),
         },
         _ => {}
     }
 }
 
-/// The text with its variables; true when it was nothing but one `${..}`.
-fn fill(text: &str, env: &Env, used: &mut Used) -> Result<(String, bool), String> {
+/// A text with its variables.
+struct Filled {
+    text: String,
+    /// It was nothing but one `${..}`.
+    whole: bool,
+    /// It begins with what a variable held, not with what the user wrote.
+    by_variable: bool,
+}
+
+fn fill(text: &str, env: &Env, used: &mut Used) -> Result<Filled, String> {
     let (mut out, mut rest) = (String::with_capacity(text.len()), text);
+    let mut by_variable = false;
     while let Some(at) = rest.find('$') {
         out.push_str(&rest[..at]);
         let tail = &rest[at + 1..];
@@ -92,7 +107,9 @@ fn fill(text: &str, env: &Env, used: &mut Used) -> Result<(String, bool), String
             tail
         } else if let Some(inside) = tail.strip_prefix('{') {
             let (inside, tail) = inside.split_once('}').ok_or("`${` without `}`; write `$$` for a plain `$`")?;
-            out.push_str(&variable(inside, env, used)?);
+            let (value, held) = variable(inside, env, used)?;
+            by_variable |= held && out.is_empty();
+            out.push_str(&value);
             tail
         } else {
             out.push('$');
@@ -101,10 +118,11 @@ fn fill(text: &str, env: &Env, used: &mut Used) -> Result<(String, bool), String
     }
     out.push_str(rest);
     let whole = text.starts_with("${") && text.find('}') == Some(text.len() - 1);
-    Ok((out, whole))
+    Ok(Filled { text: out, whole, by_variable })
 }
 
-fn variable(inside: &str, env: &Env, used: &mut Used) -> Result<String, String> {
+/// The value, and whether a variable held it: a default is written in the file.
+fn variable(inside: &str, env: &Env, used: &mut Used) -> Result<(String, bool), String> {
     let (name, or) = match inside.split_once(':') {
         Some((name, or)) => (name, Some(or)),
         None => (inside, None),
@@ -118,9 +136,9 @@ fn variable(inside: &str, env: &Env, used: &mut Used) -> Result<String, String> 
     match (value, or) {
         (Some(value), _) => {
             used.note(name, &value);
-            Ok(value)
+            Ok((value, true))
         }
-        (None, Some(or)) if or.starts_with('-') => Ok(or[1..].to_owned()),
+        (None, Some(or)) if or.starts_with('-') => Ok((or[1..].to_owned(), false)),
         (None, Some(or)) if or.starts_with('?') => Err(format!("the environment variable `{name}` is not set: {}", &or[1..])),
         (None, None) => Err(format!("the environment variable `{name}` is not set; give it a value or a default: `${{{name}:-default}}`")),
         (None, Some(_)) => Err(format!("`${{{inside}}}`: behind the colon stands `-default` or `?message`")),
@@ -179,6 +197,18 @@ mod tests {
         assert!(filled("${X_MISSING}", &env).unwrap_err().contains("X_MISSING"));
         assert!(filled("${X_MISSING:?set it in .env}", &env).unwrap_err().contains("set it in .env"));
         assert!(filled("${X_A", &env).is_err());
+    }
+
+    #[test]
+    fn what_a_variable_held_is_told_from_what_was_written() {
+        let env = env(&[("X_A", "env:B")]);
+        for (text, by_variable) in
+            [("${X_A}", true), ("${X_A}/c", true), ("env:${X_A}", false), ("${X_MISSING:-env:B}", false), ("$$", false), ("env:B", false)]
+        {
+            let mut node = Node::new(Span { file: "m".into(), line: 1, column: 1 }, Value::String(text.to_owned()));
+            interpolate(&mut node, &env, &mut Used::default(), &mut Vec::new());
+            assert_eq!(node.filled, by_variable, "{text}");
+        }
     }
 
     fn told(message: &str, value: &str) -> String {

@@ -4,15 +4,20 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    rc::Rc,
     sync::Arc,
 };
 
 use super::{
     MonitorSpec, Settings, check,
     interpolate::{Env, Used, interpolate, read_env},
+    secrets::{Keyring, Unneeded},
     settings,
 };
-use crate::util::yaml::{self, Fault, Node, Span, Value};
+use crate::util::{
+    secret::{self, Lookup},
+    yaml::{self, Fault, Node, Span, Value},
+};
 
 /// What the command line says over the file.
 #[derive(Debug, Clone, Default)]
@@ -36,40 +41,91 @@ fn shown(file: &Path) -> String {
     file.display().to_string()
 }
 
-/// Reads `assayd.yaml`.
+/// Reads `assayd.yaml`, and looks up the keys that it names.
 ///
 /// # Errors
 /// Every fault of the file.
 pub fn load_settings(overrides: &Overrides) -> Result<Settings, Vec<Fault>> {
-    match read_settings(overrides) {
-        (Some(settings), faults) if faults.is_empty() => Ok(settings),
-        (_, faults) => Err(faults),
-    }
+    sound(read_settings(overrides))
+}
+
+/// The same for a command that calls nobody: keys that stand elsewhere are not looked up.
+///
+/// # Errors
+/// Every fault of the file, except keys that are not found.
+pub fn load_settings_without_keys(overrides: &Overrides) -> Result<Settings, Vec<Fault>> {
+    sound(read_with(overrides, |_, _| Rc::new(Unneeded)))
+}
+
+fn sound((settings, faults): (Option<Settings>, Vec<Fault>)) -> Result<Settings, Vec<Fault>> {
+    settings.filter(|_| faults.is_empty()).ok_or(faults)
 }
 
 /// Reads `assayd.yaml`, with every fault of it: beside faults, the settings are what is left without the wrong parts, good
 /// for checking monitors against and for nothing else.
 #[must_use]
 pub fn read_settings(overrides: &Overrides) -> (Option<Settings>, Vec<Fault>) {
-    let path = overrides.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
-    let base = path.parent().map(Path::to_owned).unwrap_or_default();
-    let mut faults = Vec::new();
-    let empty = || Node::new(Span { file: shown(&path).into(), line: 1, column: 1 }, Value::Map(Vec::new()));
-    let mut tree = match std::fs::read(&path) {
-        Ok(bytes) => match yaml::parse(&shown(&path), &bytes) {
-            Ok(mut documents) if documents.len() < 2 => documents.pop().unwrap_or_else(empty),
-            Ok(documents) => return (None, vec![Fault::new(&documents[1].at, "assayd.yaml has one document; monitors go into the monitors folder")]),
-            Err(fault) => return (None, vec![fault]),
-        },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && overrides.config.is_none() => empty(),
-        Err(error) => return (None, vec![fault(&path, format!("cannot be read: {error}"))]),
+    read_with(overrides, |tree, env| {
+        // What is wrong with it is told by who reads the rest.
+        let named = tree.get("state").and_then(|node| yaml::read(node, &mut Vec::new()));
+        let base = base_of(overrides);
+        let state = settings::state_folder(named, &base, overrides);
+        Rc::new(Keyring::new(env.clone(), base, state))
+    })
+}
+
+fn read_with(overrides: &Overrides, lookup: impl FnOnce(&Node, &Env) -> Rc<dyn Lookup>) -> (Option<Settings>, Vec<Fault>) {
+    let mut tree = match parse_settings(overrides) {
+        Ok(tree) => tree,
+        Err(fault) => return (None, vec![fault]),
     };
+    let base = base_of(overrides);
+    let mut faults = Vec::new();
     let env = Env { layers: env_file(&base, &mut faults).into_iter().collect() };
     let mut used = Used::default();
     interpolate(&mut tree, &env, &mut used, &mut faults);
-    let settings = settings::read(&tree, &base, overrides, &mut faults);
+    let settings = secret::looking_up(lookup(&tree, &env), || settings::read(&tree, &base, overrides, &mut faults));
     used.hide(&mut faults);
     (settings, faults)
+}
+
+/// Folder of the settings file.
+fn base_of(overrides: &Overrides) -> PathBuf {
+    overrides.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG)).parent().map(Path::to_owned).unwrap_or_default()
+}
+
+fn parse_settings(overrides: &Overrides) -> Result<Node, Fault> {
+    let path = overrides.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG));
+    let empty = || Node::new(Span { file: shown(path).into(), line: 1, column: 1 }, Value::Map(Vec::new()));
+    match std::fs::read(path) {
+        Ok(bytes) => match yaml::parse(&shown(path), &bytes)? {
+            mut documents if documents.len() < 2 => Ok(documents.pop().unwrap_or_else(empty)),
+            documents => Err(Fault::new(&documents[1].at, "assayd.yaml has one document; monitors go into the monitors folder")),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && overrides.config.is_none() => Ok(empty()),
+        Err(error) => Err(fault(path, format!("cannot be read: {error}"))),
+    }
+}
+
+impl Keyring {
+    /// The keyring alone, for the commands that fill the store with what the rest of the settings needs.
+    ///
+    /// # Errors
+    /// Faults of what it takes: the file, `.env` and `state`.
+    pub fn open(overrides: &Overrides) -> Result<Self, Vec<Fault>> {
+        let tree = parse_settings(overrides).map_err(|fault| vec![fault])?;
+        let base = base_of(overrides);
+        let mut faults = Vec::new();
+        let env = Env { layers: env_file(&base, &mut faults).into_iter().collect() };
+        let (mut named, mut used) = (None, Used::default());
+        if let Some(mut node) = tree.get("state").filter(|_| overrides.state.is_none()).cloned() {
+            interpolate(&mut node, &env, &mut used, &mut faults);
+            named = yaml::read(&node, &mut faults);
+        }
+        used.hide(&mut faults);
+        let state = settings::state_folder(named, &base, overrides);
+        if faults.is_empty() { Ok(Self::new(env, base, state)) } else { Err(faults) }
+    }
 }
 
 fn env_file(folder: &Path, faults: &mut Vec<Fault>) -> Option<Arc<BTreeMap<String, String>>> {

@@ -1,22 +1,27 @@
 //! What the user wrote: settings of the daemon and monitors. Three steps, each with its own file: parse (`util::yaml`),
 //! assemble (`load`: defaults, environment, one tree per monitor), check (`check`: every fault of every file, with its
-//! place). Building what touches the network is `daemon::wire`'s.
+//! place). Keys that the settings only name are looked up in between (`secrets`), so that one that is missing is a fault
+//! too. Building what touches the network is `daemon::wire`'s.
 //!
 //! The structs are the manual: a field's doc comment gives meaning, unit and default, and `assayd schema` prints them.
 //! Absent on purpose: state. Settings never change after loading and hold no counters.
 
 mod check;
 mod diff;
+mod gateway;
 mod interpolate;
 mod load;
 mod monitor;
 mod schema;
+mod secrets;
 mod settings;
 
 pub use diff::{Change, diff};
-pub use load::{Cache, DEFAULT_CONFIG, Loaded, Overrides, load_monitors, load_settings, read_settings};
+pub use gateway::{CacheSpec, Environment, EnvironmentSpec, HookSpec, HooksSpec, KeepSpec};
+pub use load::{Cache, DEFAULT_CONFIG, Loaded, Overrides, load_monitors, load_settings, load_settings_without_keys, read_settings};
 pub use monitor::{
     AlertSpec, EvaluationSpec, ExtractSpec, For, MetricSpec, MonitorSpec, NotifyTarget, OnMissing, Over, SamplingSpec, SourceSpec, StepPatterns, Strategy,
 };
 pub use schema::{config_schema, monitor_schema};
-pub use settings::{AuthSpec, ConcurrencySpec, LogFormat, LogSpec, ProfileSpec, RetentionSpec, RetrySpec, Rotation, Settings};
+pub use secrets::Keyring;
+pub use settings::{AuthSpec, ConcurrencySpec, LogFormat, LogSpec, ProfileSpec, ProviderSpec, RetentionSpec, RetrySpec, Rotation, Settings};

@@ -5,10 +5,9 @@ use std::{
 };
 
 use schemars::JsonSchema;
-use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::{NotifyTarget, Overrides, check::only};
+use super::{CacheSpec, Environment, EnvironmentSpec, HooksSpec, KeepSpec, NotifyTarget, Overrides, check::only};
 use crate::{
     connections::Connections,
     model::Budget,
@@ -17,7 +16,9 @@ use crate::{
         backoff::Policy,
         duration::Human,
         one_or_many::one_or_many,
-        plugin, text,
+        plugin, redact,
+        secret::{ExposeSecret, SecretString},
+        text,
         yaml::{self, Fault, Node, Section},
     },
 };
@@ -46,6 +47,10 @@ pub struct Settings {
     pub profiles: BTreeMap<String, ProfileSpec>,
     /// Of all monitors together, and of calls from outside.
     pub budget: Vec<Budget>,
+    pub cache: CacheSpec,
+    pub hooks: BTreeMap<String, HooksSpec>,
+    /// The one that `ASSAYD_ENV` names.
+    pub environment: Environment,
     /// Poll the monitors' folder instead of watching it (network mounts).
     pub poll: Option<Human>,
     /// Folder of the settings file: relative paths start here.
@@ -189,6 +194,13 @@ pub struct ProfileSpec {
     /// When they are asked. Default: both.
     #[serde(default)]
     pub fallback_on: Vec<FallbackOn>,
+    /// Keep its answers. Default: they are not kept.
+    pub cache: Option<KeepSpec>,
+    /// An entry of `hooks:`. Default: the environment's.
+    pub hooks: Option<String>,
+    /// What is taken out of every text before it leaves the machine.
+    #[serde(default)]
+    pub redact: Vec<redact::Kind>,
 }
 
 /// Keys of an entry of `providers:` that are not its kind's.
@@ -226,6 +238,12 @@ pub(super) struct File {
     prices: Option<Section<BTreeMap<String, Price>>>,
     /// What a monitor names in `model:`.
     profiles: Option<BTreeMap<String, Section<ProfileSpec>>>,
+    /// Where answers are kept, for profiles with a `cache`: `sqlite` or `redis://...`. Default: the store.
+    cache: Option<Section<CacheSpec>>,
+    /// Sets of hooks, which profiles and environments name.
+    hooks: Option<BTreeMap<String, Section<HooksSpec>>>,
+    /// Chosen by `ASSAYD_ENV`.
+    environments: Option<Section<BTreeMap<String, EnvironmentSpec>>>,
     /// What all monitors together and calls from outside may spend; one budget, or a list of them.
     #[schemars(with = "Option<Vec<Budget>>")]
     budget: Option<Section<Budgets>>,
@@ -249,6 +267,17 @@ fn auth(section: &Section<AuthSpec>, faults: &mut Vec<Fault>) -> Option<AuthSpec
         faults.push(Fault::new(at, "the token is empty, so nobody could be told from anybody; leave `auth` out to serve loopback clients only"));
     }
     Some(spec)
+}
+
+fn environment(written: &Section<BTreeMap<String, EnvironmentSpec>>, faults: &mut Vec<Fault>) -> Option<Environment> {
+    let environments = written.read(faults)?;
+    match super::gateway::chosen(&environments, std::env::var("ASSAYD_ENV").ok().as_deref()) {
+        Ok(environment) => Some(environment),
+        Err(message) => {
+            faults.push(Fault::new(&written.node.at, message));
+            None
+        }
+    }
 }
 
 fn providers(nodes: BTreeMap<String, Node>, faults: &mut Vec<Fault>) -> BTreeMap<String, ProviderSpec> {
@@ -288,6 +317,11 @@ fn profiles(
     profiles
 }
 
+/// Where everything is kept, by what `state` says.
+pub(super) fn state_folder(named: Option<PathBuf>, base: &Path, overrides: &Overrides) -> PathBuf {
+    overrides.state.clone().unwrap_or_else(|| base.join(named.unwrap_or_else(|| "state".into())))
+}
+
 /// Reads every section on its own, so that each fault is told. `None` after at least one fault.
 pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut Vec<Fault>) -> Option<Settings> {
     fn section<T: serde::de::DeserializeOwned>(section: Option<Section<T>>, faults: &mut Vec<Fault>) -> Option<T> {
@@ -306,6 +340,9 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
             }
         }),
     };
+    let hooks: BTreeMap<String, HooksSpec> =
+        file.hooks.unwrap_or_default().into_iter().filter_map(|(name, hooks)| Some((name, hooks.read(faults)?))).collect();
+    let environment = file.environments.as_ref().and_then(|section| environment(section, faults)).unwrap_or_default();
     let providers = providers(file.providers.unwrap_or_default(), faults);
     let profiles = profiles(file.profiles.unwrap_or_default(), &providers, faults);
     let relative = |path: PathBuf| if path.is_absolute() { path } else { base.join(path) };
@@ -316,7 +353,7 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
     log.file = log.file.map(relative);
     Some(Settings {
         monitors: overrides.monitors.clone().unwrap_or_else(|| relative(file.monitors.unwrap_or_else(|| "monitors".into()))),
-        state: overrides.state.clone().unwrap_or_else(|| relative(file.state.unwrap_or_else(|| "state".into()))),
+        state: state_folder(file.state, base, overrides),
         listen,
         auth: file.auth.and_then(|section| auth(&section, faults)),
         log,
@@ -330,6 +367,9 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
         prices: section(file.prices, faults).unwrap_or_default(),
         profiles,
         budget: section(file.budget, faults).unwrap_or_default().0,
+        cache: section(file.cache, faults).unwrap_or_default(),
+        hooks,
+        environment,
         poll: section(file.poll, faults),
         base_dir: base.to_owned(),
     })

@@ -2,11 +2,13 @@ use std::sync::Arc;
 
 use reqwest::{Method, RequestBuilder};
 use schemars::JsonSchema;
-use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::sync::OnceCell;
 
-use crate::util::http::{self, Http, HttpError};
+use crate::util::{
+    http::{self, Http, HttpError},
+    secret::{ExposeSecret, SecretString},
+};
 
 /// A Langfuse project. The keys decide the project.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

@@ -1,6 +1,7 @@
 use schemars::JsonSchema;
-use secrecy::SecretString;
 use serde::Deserialize;
+
+use crate::util::secret::SecretString;
 
 /// A Slack workspace: a bot token (threads, edits, resolves in place) or an incoming webhook (plain messages).
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

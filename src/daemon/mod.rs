@@ -59,11 +59,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let settings = Arc::new(settings);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let metrics = telemetry::start().context("setting up metrics")?;
-    let (world, writer) = World::open(Arc::clone(&settings), Arc::clone(&clock)).await?;
+    let (world, writer, runner) = World::open(Arc::clone(&settings), Arc::clone(&clock)).await?;
     let world = Arc::new(world);
 
     let mut core = Supervisor::default();
     core.spawn("store", writer.run());
+    core.spawn("hooks", runner.run());
+    core.spawn("hooks", runner.run());
     let (control, mut commands) = Control::channel();
     let ready = Arc::new(AtomicBool::new(false));
     let (stop, stopped) = channel::channel(false);

@@ -1,18 +1,19 @@
 //! Settings -> parts that work together. The only place that builds plug-ins for real.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use tokio::sync::watch;
 
 use crate::{
-    config::{MonitorSpec, Settings},
-    gateway::{Gateway, GatewaySpec, ProfileSpec, ProviderSpec},
+    config::{HookSpec, HooksSpec, MonitorSpec, Settings},
+    connections::Langfuse,
+    gateway::{self, Gateway, GatewaySpec, Hook, Hooks, Keep, ProfileSpec, ProviderSpec, Runner, Shelf},
     pipeline::{BuildEnv, Couriers, Monitor, Services},
     schedule::clock::Clock,
     sinks::slack::SlackNotifier,
     store::{Store, Writer},
-    util::http::Http,
+    util::{http::Http, secret::ExposeSecret},
 };
 
 /// Everything that runs need, wired.
@@ -25,14 +26,15 @@ pub struct World {
 }
 
 impl World {
-    /// Opens the store and builds what all monitors share. The caller runs the writer.
+    /// Opens the store and builds what all monitors share. The caller runs the writer, and the runner of hooks.
     ///
     /// # Errors
     /// When the store cannot be opened or a connection's settings cannot be used.
-    pub async fn open(settings: Arc<Settings>, clock: Arc<dyn Clock>) -> anyhow::Result<(Self, Writer)> {
+    pub async fn open(settings: Arc<Settings>, clock: Arc<dyn Clock>) -> anyhow::Result<(Self, Writer, Runner)> {
         let (store, writer) = Store::open(&settings.state).await?;
         let http = http(&settings)?;
-        let gateway = Arc::new(gateway(&settings, &http, Some(store.clone()), Arc::clone(&clock))?);
+        let (gateway, runner) = gateway(&settings, &http, Some(store.clone()), Arc::clone(&clock))?;
+        let gateway = Arc::new(gateway);
         let couriers = Arc::new(Couriers::default());
         for (name, connection) in &settings.connections.slack {
             if connection.token.is_some() || connection.webhook_url.is_some() {
@@ -42,7 +44,7 @@ impl World {
         }
         let notify = settings.notify.clone().into();
         let services = Services { store, clock, outbox: Arc::new(watch::Sender::new(())), notify };
-        Ok((Self { settings, services, couriers, gateway, http }, writer))
+        Ok((Self { settings, services, couriers, gateway, http }, writer, runner))
     }
 
     /// # Errors
@@ -75,17 +77,43 @@ pub fn http(settings: &Settings) -> anyhow::Result<Http> {
     Ok(Http::new(client, settings.retry))
 }
 
-/// Without a store it only probes.
+/// Without a store it only probes. The caller runs the runner.
 ///
 /// # Errors
-/// When a provider's settings cannot be used.
-pub fn gateway(settings: &Settings, http: &Http, store: Option<Store>, clock: Arc<dyn Clock>) -> anyhow::Result<Gateway> {
-    let mut providers = std::collections::BTreeMap::new();
+/// When a provider's settings cannot be used, or a name leads nowhere.
+pub fn gateway(settings: &Settings, http: &Http, store: Option<Store>, clock: Arc<dyn Clock>) -> anyhow::Result<(Gateway, Runner)> {
+    let mut providers = BTreeMap::new();
     for (name, spec) in &settings.providers {
         let provider = spec.config.build(http).with_context(|| format!("provider `{name}`"))?;
         providers.insert(name.clone(), ProviderSpec { provider, limits: spec.limits });
     }
-    let profile = |spec: &crate::config::ProfileSpec| ProfileSpec {
+    let mut profiles = BTreeMap::new();
+    for (name, spec) in &settings.profiles {
+        profiles.insert(name.clone(), profile(settings, http, spec).with_context(|| format!("profile `{name}`"))?);
+    }
+    let shelf = match &settings.cache.redis {
+        Some(url) => Some(Shelf::redis(url.expose_secret()).map_err(|error| anyhow!("cache: {error}"))?),
+        None => store.clone().map(Shelf::Store),
+    };
+    Ok(Gateway::new(GatewaySpec {
+        providers,
+        profiles,
+        prices: settings.prices.clone(),
+        judge_calls: settings.concurrency.judge_calls,
+        retry: settings.retry,
+        budgets: settings.budget.clone(),
+        cache: gateway::CacheSpec { shelf, memory: settings.cache.memory_mb << 20 },
+        store,
+        clock,
+    })?)
+}
+
+fn profile(settings: &Settings, http: &Http, spec: &crate::config::ProfileSpec) -> anyhow::Result<ProfileSpec> {
+    let hooks = match spec.hooks.as_ref().or(settings.environment.hooks.as_ref()) {
+        Some(name) => hooks(settings, http, settings.hooks.get(name).with_context(|| format!("`hooks` has no `{name}`"))?)?,
+        None => Hooks::default(),
+    };
+    Ok(ProfileSpec {
         provider: spec.provider.clone(),
         model: spec.model.clone(),
         temperature: spec.temperature,
@@ -95,15 +123,27 @@ pub fn gateway(settings: &Settings, http: &Http, store: Option<Store>, clock: Ar
         limits: spec.limits,
         fallback: spec.fallback.clone(),
         fallback_on: spec.fallback_on.clone(),
-    };
-    Ok(Gateway::new(GatewaySpec {
-        providers,
-        profiles: settings.profiles.iter().map(|(name, spec)| (name.clone(), profile(spec))).collect(),
-        prices: settings.prices.clone(),
-        judge_calls: settings.concurrency.judge_calls,
-        retry: settings.retry,
-        budgets: settings.budget.clone(),
-        store,
-        clock,
-    })?)
+        keep: spec.cache.map(|keep| Keep { ttl: keep.ttl.0, random: keep.random }),
+        hooks,
+        redact: spec.redact.clone(),
+    })
+}
+
+fn hooks(settings: &Settings, http: &Http, spec: &HooksSpec) -> anyhow::Result<Hooks> {
+    let build = |hooks: &[HookSpec]| hooks.iter().map(|hook| self::hook(settings, http, hook)).collect::<anyhow::Result<Arc<[Hook]>>>();
+    Ok(Hooks { before: build(&spec.before)?, after: build(&spec.after)? })
+}
+
+fn hook(settings: &Settings, http: &Http, spec: &HookSpec) -> anyhow::Result<Hook> {
+    Ok(match spec {
+        HookSpec::LogRequest => Hook::LogRequest,
+        HookSpec::LogUsage => Hook::LogUsage,
+        HookSpec::Guard => Hook::Guard,
+        HookSpec::Record => Hook::Record,
+        HookSpec::Langfuse(name) => {
+            let connection = settings.connections.langfuse.get(name).with_context(|| format!("hook `langfuse`: there is no connection `{name}`"))?;
+            Hook::Langfuse(Langfuse::new(connection, http.clone()))
+        }
+        HookSpec::Webhook(url) => Hook::Webhook { http: http.clone(), url: url.clone() },
+    })
 }

@@ -8,11 +8,16 @@ use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
 use crate::{
-    connections::langfuse::Langfuse,
+    connections::Langfuse,
     model::Usage,
     providers::{CallCx, CallError, ChatRequest, Reply, Role, Stop},
     store::{CallRow, Store},
-    util::{http::Http, redact, text},
+    util::{
+        http::Http,
+        redact,
+        secret::{ExposeSecret, SecretString},
+        text,
+    },
 };
 
 mod otlp;
@@ -31,7 +36,7 @@ pub enum Hook {
     /// A generation in Langfuse, under the call's trace.
     Langfuse(Langfuse),
     /// The call as JSON, posted to an address.
-    Webhook { http: Http, url: secrecy::SecretString },
+    Webhook { http: Http, url: SecretString },
 }
 
 impl Hook {
@@ -165,6 +170,9 @@ impl Call {
     }
 }
 
+/// Out of a log, all that can be.
+const ALL: [redact::Kind; 5] = [redact::Kind::Secret, redact::Kind::Email, redact::Kind::Card, redact::Kind::Ip, redact::Kind::Phone];
+
 /// Events that wait for their hooks; beyond, they are dropped.
 const LINE: usize = 4096;
 /// Events taken at a time.
@@ -238,7 +246,7 @@ async fn guarded(name: &'static str, hook: impl Future<Output = Result<(), Strin
 async fn look(hook: &Hook, call: &Call) -> Result<(), String> {
     match hook {
         Hook::LogRequest => {
-            let preview = text::one_line(&redact::redact(call.question(), &redact::ALL), PREVIEW);
+            let preview = text::one_line(&redact::redact(call.question(), &ALL), PREVIEW);
             tracing::info!(
                 profile = call.profile,
                 provider = call.provider,
@@ -296,8 +304,7 @@ fn finding(call: &Call) -> Option<&'static str> {
     }
 }
 
-async fn webhook(http: &Http, url: &secrecy::SecretString, call: &Call) -> Result<(), String> {
-    use secrecy::ExposeSecret;
+async fn webhook(http: &Http, url: &SecretString, call: &Call) -> Result<(), String> {
     let row = call.row();
     let body = serde_json::json!({
         "trace_id": row.trace_id, "monitor": row.monitor, "metric": row.metric, "item_id": row.item_id, "profile": row.profile, "provider": row.provider,

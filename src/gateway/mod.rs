@@ -17,8 +17,10 @@
 //! [`hooks`] see a call before and after, and hold up none.
 
 mod budget;
+mod cache;
 mod circuit;
 mod fair;
+pub mod hooks;
 mod lane;
 mod meter;
 mod profile;
@@ -33,11 +35,11 @@ use std::{
 };
 
 use self::{
-    budget::Budgets,
+    budget::Budgets, cache::Answers,
     circuit::Circuit,
     fair::Fair,
     lane::Lane,
-    meter::Meter,
+    meter::{Meter, Tally},
     profile::{Ladder, Profile, in_time},
 };
 use crate::{
@@ -48,7 +50,11 @@ use crate::{
     },
     schedule::clock::Clock,
     store::Store,
-    util::backoff::Policy,
+    util::{backoff::Policy, redact::Kind},
+};
+pub use self::{
+    cache::{Keep, Shelf},
+    hooks::{Hook, Hooks, Runner},
 };
 
 /// Of an answer, where neither profile nor question says.
@@ -71,9 +77,23 @@ pub struct GatewaySpec {
     pub retry: Policy,
     /// Of all monitors together, and of calls from outside.
     pub budgets: Vec<Budget>,
+    /// Where answers are kept beyond the process, and how many bytes of them in memory.
+    pub cache: CacheSpec,
     /// Where money set aside is written down; without it (a gateway that only probes) nothing is, and no budget holds.
     pub store: Option<Store>,
     pub clock: Arc<dyn Clock>,
+}
+
+#[derive(Debug, Clone)]
+pub struct CacheSpec {
+    pub shelf: Option<Shelf>,
+    pub memory: u64,
+}
+
+impl Default for CacheSpec {
+    fn default() -> Self {
+        Self { shelf: None, memory: 32 << 20 }
+    }
 }
 
 pub struct ProviderSpec {
@@ -98,6 +118,11 @@ pub struct ProfileSpec {
     pub fallback: Vec<String>,
     /// When they are. Default: always when this one cannot answer.
     pub fallback_on: Vec<FallbackOn>,
+    /// Whether answers are kept.
+    pub keep: Option<Keep>,
+    pub hooks: Hooks,
+    /// What is taken out of every text before it leaves the machine.
+    pub redact: Vec<Kind>,
 }
 
 /// A profile names what is not there.
@@ -124,10 +149,16 @@ pub struct Gateway {
     profiles: BTreeMap<String, Arc<Ladder>>,
     circuits: BTreeMap<(String, String), Arc<Circuit>>,
     budgets: Arc<Budgets>,
+    tally: Arc<Tally>,
+    store: Option<Store>,
 }
 
 /// What profiles share.
 struct Shared {
+    answers: Arc<Answers>,
+    tally: Arc<Tally>,
+    line: hooks::Line,
+    clock: Arc<dyn Clock>,
     everywhere: Arc<Fair>,
     lanes: HashMap<String, Arc<Lane>>,
     circuits: BTreeMap<(String, String), Arc<Circuit>>,
@@ -137,18 +168,23 @@ struct Shared {
 }
 
 impl Gateway {
-    /// Touches neither network nor disk.
+    /// Touches neither network nor disk. The caller runs the runner, which the hooks hang on.
     ///
     /// # Errors
     /// The first profile that names what is not there.
-    pub fn new(spec: GatewaySpec) -> Result<Self, Unknown> {
+    pub fn new(spec: GatewaySpec) -> Result<(Self, Runner), Unknown> {
         let prices = Prices::of(&spec.prices, spec.profiles.values().map(|profile| (profile.provider.as_str(), profile.model.as_str())));
         let judge_calls = spec.judge_calls.max(1);
+        let (line, runner) = hooks::line(spec.store.clone());
         let mut shared = Shared {
+            answers: Arc::new(Answers::new(spec.cache.shelf, spec.cache.memory, Arc::clone(&spec.clock))),
+            tally: Arc::default(),
+            line,
+            clock: Arc::clone(&spec.clock),
             everywhere: Fair::new(judge_calls),
             lanes: spec.providers.iter().map(|(name, provider)| (name.clone(), Arc::new(Lane::new(provider.limits, judge_calls)))).collect(),
             circuits: BTreeMap::new(),
-            budgets: Arc::new(Budgets::new(spec.store, spec.clock, spec.budgets)),
+            budgets: Arc::new(Budgets::new(spec.store.clone(), spec.clock, spec.budgets)),
             retry: spec.retry,
             judge_calls,
         };
@@ -170,7 +206,8 @@ impl Gateway {
             profiles.insert(name, Arc::new(Ladder::new(ladder, profile.fallback_on)));
         }
         let providers = spec.providers.into_iter().map(|(name, provider)| (name, provider.provider)).collect();
-        Ok(Self { providers, profiles, circuits: shared.circuits, budgets: shared.budgets })
+        let gateway = Self { providers, profiles, circuits: shared.circuits, budgets: shared.budgets, tally: shared.tally, store: spec.store };
+        Ok((gateway, runner))
     }
 
     /// The models that a provider lists: one free request, without retry.
@@ -195,6 +232,9 @@ impl Gateway {
     /// Writes down what has to be, and gives back what is not needed: now and then, and before the store closes.
     pub async fn keep_books(&self) {
         self.budgets.rest().await;
+        if let Some(store) = &self.store {
+            self.tally.write_down(store).await;
+        }
     }
 }
 
@@ -217,6 +257,12 @@ impl Shared {
             temperature: spec.temperature,
             max_tokens: spec.max_tokens.unwrap_or(MAX_TOKENS),
             system: spec.system.clone(),
+            keep: spec.keep.map(|keep| (keep, Arc::clone(&self.answers))),
+            hooks: spec.hooks.clone(),
+            line: self.line.clone(),
+            redact: spec.redact.clone(),
+            tally: Arc::clone(&self.tally),
+            clock: Arc::clone(&self.clock),
         }
     }
 }

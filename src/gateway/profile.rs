@@ -11,17 +11,21 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     budget::{Budgets, Refusal, Reservation},
+    cache::{self, Answers, Keep},
     circuit::{Change, Circuit, Pass},
     fair::{Fair, Place},
+    hooks::{Call, Hooks, Line},
     lane::{Entry, Lane},
-    meter::Meter,
+    meter::{Meter, Tally},
 };
 use crate::{
     model::{Usage, nano_usd},
-    providers::{CallCx, CallError, ChatAnswer, ChatRequest, FallbackOn, Model, Part, Piece, Provider, ProviderError, Question, Reply, prices::Price},
+    providers::{CallCx, CallError, ChatAnswer, ChatRequest, FallbackOn, Message, Model, Part, Piece, Provider, ProviderError, Question, Reply, prices::Price},
+    schedule::clock::Clock,
     util::{
         backoff::{self, Policy},
         duration::Human,
+        redact::{self, Kind},
     },
 };
 
@@ -117,6 +121,15 @@ pub(super) struct Profile {
     pub everywhere: Arc<Fair>,
     /// Shared by all.
     pub budgets: Arc<Budgets>,
+    /// Where answers are kept; shared by all.
+    pub keep: Option<(Keep, Arc<Answers>)>,
+    pub hooks: Hooks,
+    /// Shared by all.
+    pub line: Line,
+    pub redact: Vec<Kind>,
+    /// Shared by all.
+    pub tally: Arc<Tally>,
+    pub clock: Arc<dyn Clock>,
 }
 
 /// What an attempt holds while it is under way, and never while it waits to be tried again.
@@ -134,13 +147,41 @@ enum Fault {
 }
 
 impl Profile {
-    /// Asks until there is an answer or no attempt is left.
+    /// The answer that is kept, or else a new one; told to the hooks and the books.
     async fn answer(&self, question: &Question, cx: CallCx<'_>) -> Result<Reply, CallError> {
         let request = self.request(question);
+        let told = self.tell_before(&request, &cx);
+        let begun = Instant::now();
+        let outcome = match self.keep.as_ref().filter(|(keep, _)| keep.takes(&request)) {
+            Some((keep, answers)) => {
+                let key = cache::key(&self.provider_name, &request, question.sample);
+                answers.get_or(key, *keep, request.schema.is_some(), self.fetch(&request, cx)).await
+            }
+            None => self.fetch(&request, cx).await,
+        };
+        self.tell_after(told, begun.elapsed(), cx, &outcome);
+        outcome
+    }
+
+    fn tell_before(&self, request: &ChatRequest, cx: &CallCx<'_>) -> Option<Arc<Call>> {
+        let call = (!self.hooks.is_empty()).then(|| Arc::new(Call::new(self.clock.now(), cx, &self.name, &self.provider_name, request)))?;
+        self.line.tell(&self.hooks.before, &call);
+        Some(call)
+    }
+
+    fn tell_after(&self, told: Option<Arc<Call>>, took: Duration, cx: CallCx<'_>, outcome: &Result<Reply, CallError>) {
+        self.tally.add(self.clock.now(), &self.provider_name, &self.model, cx.monitor, outcome);
+        if let Some(call) = told {
+            self.line.tell(&self.hooks.after, &Arc::new(Arc::unwrap_or_clone(call).ended(took, outcome)));
+        }
+    }
+
+    /// Asks until there is an answer or no attempt is left.
+    async fn fetch(&self, request: &ChatRequest, cx: CallCx<'_>) -> Result<Reply, CallError> {
         let mut started = None;
         let mut attempt = 1;
         loop {
-            let fault = match self.attempt(&request, cx, &mut started).await {
+            let fault = match self.attempt(request, cx, &mut started).await {
                 Ok(answer) => return Ok(self.reply(answer, started)),
                 Err(fault) => fault,
             };
@@ -193,38 +234,54 @@ impl Profile {
         (CallError::Failed { kind, message: gave_up(attempt, elapsed, &message) }, wait)
     }
 
-    /// `answer`, with the parts sent on. Nothing is tried again once one has been.
+    /// `answer`, with the parts sent on: what comes in parts is neither taken from the cache nor kept.
     async fn pour(&self, question: &Question, cx: CallCx<'_>, out: &Outlet) -> Result<(), Dry> {
         let request = self.request(question);
+        let told = self.tell_before(&request, &cx);
+        let begun = Instant::now();
+        let mut sent = false;
+        let outcome = self.pour_until(&request, cx, out, &mut sent).await;
+        self.tell_after(told, begun.elapsed(), cx, &outcome);
+        match outcome {
+            Ok(reply) => {
+                send(out, Ok(Part::End(reply))).await;
+                Ok(())
+            }
+            Err(error) if sent => Err(Dry::Partly(error)),
+            Err(error) => Err(Dry::Nothing(error)),
+        }
+    }
+
+    /// Nothing is tried again once a part was sent on.
+    async fn pour_until(&self, request: &ChatRequest, cx: CallCx<'_>, out: &Outlet, sent: &mut bool) -> Result<Reply, CallError> {
         let mut started = None;
         let mut attempt = 1;
         loop {
-            let (fault, sent) = match self.pour_once(&request, cx, &mut started, out).await {
-                Ok(()) => return Ok(()),
-                Err(failed) => failed,
+            let fault = match self.pour_once(request, cx, &mut started, out, sent).await {
+                Ok(answer) => return Ok(self.reply(answer, started)),
+                Err(fault) => fault,
             };
             let (error, again) = self.verdict(fault, attempt, started);
-            match again {
-                Some(wait) if !sent => tokio::time::sleep(wait).await,
-                _ => return Err(if sent { Dry::Partly(error) } else { Dry::Nothing(error) }),
+            match again.filter(|_| !*sent) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return Err(error),
             }
             attempt += 1;
         }
     }
 
-    /// As [`Profile::attempt`]; on failure also whether a part was sent on before.
-    async fn pour_once(&self, request: &ChatRequest, cx: CallCx<'_>, started: &mut Option<Instant>, out: &Outlet) -> Result<(), (Fault, bool)> {
-        let (hold, reservation) = self.admit(request, cx).await.map_err(|error| (Fault::Refused(error), false))?;
+    /// As [`Profile::attempt`]; `sent` becomes true with the first part that is sent on.
+    async fn pour_once(&self, request: &ChatRequest, cx: CallCx<'_>, started: &mut Option<Instant>, out: &Outlet, sent: &mut bool) -> Result<ChatAnswer, Fault> {
+        let (hold, reservation) = self.admit(request, cx).await.map_err(Fault::Refused)?;
         let begun = Instant::now();
         started.get_or_insert(begun);
         let mut pieces = self.provider.stream(request);
-        let mut sent = false;
         let outcome = loop {
             // The bound is on silence: a long answer that keeps coming is no hang.
             let next = in_time(self.timeout, async { pieces.next().await.unwrap_or_else(|| Err(cut_off())) }).await;
             match next {
                 Ok(Piece::Text(text)) => {
-                    sent = true;
+                    *sent = true;
                     send(out, Ok(Part::Text(text))).await;
                 }
                 Ok(Piece::End(answer)) => break Ok(answer),
@@ -234,9 +291,7 @@ impl Profile {
         drop(pieces);
         self.meter.attempt(begun.elapsed(), &outcome);
         self.settle(hold, reservation, &outcome);
-        let answer = outcome.map_err(|error| (Fault::Provider(error), sent))?;
-        send(out, Ok(Part::End(self.reply(answer, *started)))).await;
-        Ok(())
+        outcome.map_err(Fault::Provider)
     }
 
     fn request(&self, question: &Question) -> ChatRequest {
@@ -244,10 +299,12 @@ impl Profile {
             (Some(own), Some(asked)) => Some(format!("{own}\n\n{asked}")),
             (own, asked) => own.clone().or_else(|| asked.clone()),
         };
+        let cleared = |text: &str| redact::redact(text, &self.redact).into_owned();
+        let message = |message: &Message| Message { role: message.role, text: cleared(&message.text) };
         ChatRequest {
             model: self.model.clone(),
-            system,
-            messages: question.messages.clone(),
+            system: system.map(|system| cleared(&system)),
+            messages: question.messages.iter().map(message).collect(),
             temperature: question.temperature.or(self.temperature),
             top_p: question.top_p,
             stop: question.stop.clone(),

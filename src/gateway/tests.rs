@@ -87,10 +87,12 @@ fn gateway(provider: &Arc<Scripted>, judge_calls: usize, concurrency: Option<usi
         judge_calls,
         retry: Policy::default(),
         budgets: Vec::new(),
+        cache: CacheSpec::default(),
         store: None,
         clock: Arc::new(crate::schedule::clock::SystemClock),
     })
     .unwrap()
+    .0
 }
 
 async fn ask(model: &Arc<dyn Model>) -> Result<Reply, CallError> {
@@ -241,6 +243,7 @@ async fn names_that_are_not_there_are_told_with_those_that_are() {
         judge_calls: 1,
         retry: Policy::default(),
         budgets: Vec::new(),
+        cache: CacheSpec::default(),
         store: None,
         clock: Arc::new(crate::schedule::clock::SystemClock),
     };
@@ -264,10 +267,12 @@ fn ladder(first: &Arc<Scripted>, second: &Arc<Scripted>, on: Vec<FallbackOn>) ->
         judge_calls: 4,
         retry: Policy { attempts: 2, ..Policy::default() },
         budgets: Vec::new(),
+        cache: CacheSpec::default(),
         store: None,
         clock: Arc::new(crate::schedule::clock::SystemClock),
     })
     .unwrap()
+    .0
 }
 
 #[tokio::test(start_paused = true)]
@@ -313,10 +318,12 @@ async fn a_minute_takes_no_more_than_its_requests() {
         judge_calls: 64,
         retry: Policy::default(),
         budgets: Vec::new(),
+        cache: CacheSpec::default(),
         store: None,
         clock: Arc::new(crate::schedule::clock::SystemClock),
     })
-    .unwrap();
+    .unwrap()
+    .0;
     let judge = gateway.model("judge").unwrap();
     let begin = Instant::now();
     let replies = join_all((0..122).map(|_| ask(&judge))).await;

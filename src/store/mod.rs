@@ -8,7 +8,7 @@
 //! [`Store::health`], keeps what it holds and tries again; `pipeline` makes no judge call while the store is unwell.
 //!
 //! Reads go past the writer on connections of their own. A second process may read (`assayd status`), never write:
-//! see [`lock`].
+//! see [`lock`]. The one exception are the sealed secrets (`assayd secrets`), which the daemon itself never writes.
 //!
 //! Absent on purpose: rules. The store neither decides nor knows what a decision means.
 
@@ -17,6 +17,7 @@ mod gateway;
 pub mod lock;
 mod read;
 mod retention;
+mod secrets;
 mod types;
 mod writer;
 
@@ -24,7 +25,7 @@ use std::{path::Path, time::Duration};
 
 use anyhow::Context;
 use sqlx::{
-    ConnectOptions, SqlitePool,
+    ConnectOptions, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::sync::watch;
@@ -32,6 +33,7 @@ use tokio::sync::watch;
 pub use gateway::{CallRow, UsageRow};
 pub use read::{ExportFilter, ItemLife, MonitorStatus, QueueStatus, Since};
 pub use retention::Retention;
+pub use secrets::{SecretsError, change_secrets, read_secrets};
 pub use types::{
     AlertRow, DrawBatch, Due, DueNotice, Failure, Fate, ItemEnd, ItemOutcome, NewItem, NewNotice, NewScore, NoticeEnd, Pending, RunRow, SentBatch,
 };
@@ -75,6 +77,11 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
+/// Brings a database up to date.
+async fn migrate(connection: &mut SqliteConnection) -> anyhow::Result<()> {
+    Ok(sqlx::migrate!("src/store/migrations/sqlite").run(connection).await?)
+}
+
 impl Store {
     /// Opens (and makes, or brings up to date) the database of a state folder, as its one writing process. The caller
     /// runs [`Writer::run`] for as long as the store is used.
@@ -86,7 +93,7 @@ impl Store {
         let describe = || format!("opening the store {}", path.display());
         let options = options(&path).create_if_missing(true);
         let mut connection = options.connect().await.with_context(describe)?;
-        sqlx::migrate!("src/store/migrations/sqlite").run(&mut connection).await.with_context(describe)?;
+        migrate(&mut connection).await.with_context(describe)?;
         let (health, watch) = watch::channel(Health::Well);
         let (writes, requests) = tokio::sync::mpsc::channel(1024);
         let writer = Writer::new(options.clone(), connection, requests, health);

@@ -1,4 +1,5 @@
-//! Tools that know nothing of assayd: located YAML, the HTTP client with its one retry loop, backoff, text, humantime.
+//! Tools that know nothing of assayd: located YAML, secrets and their boxes, the HTTP client with its one retry loop,
+//! backoff, text, humantime.
 //!
 //! Absent on purpose: domain words, wall clocks, settings files.
 
@@ -7,6 +8,9 @@ pub mod duration;
 pub mod http;
 pub mod one_or_many;
 pub mod plugin;
+pub mod redact;
+pub mod secret;
 pub mod template;
 pub mod text;
+pub mod vault;
 pub mod yaml;

@@ -20,12 +20,12 @@ use axum::{
     routing::{get, post},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
     control::{Control, Refusal, RunRequest},
     providers::Models,
     store::{Health, Store},
+    util::secret::{ExposeSecret, SecretString},
 };
 
 #[derive(Clone)]

@@ -26,6 +26,7 @@ mod pipeline;
 mod publish;
 mod reload;
 mod schedule;
+mod secrets;
 mod site;
 mod world;
 

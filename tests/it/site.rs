@@ -15,7 +15,7 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader},
     process::{Child, Command},
     time::{Instant, timeout},
 };
@@ -141,7 +141,15 @@ impl Site {
 
     /// A command to its end.
     pub async fn run(&self, args: &[&str]) -> Output {
-        let output = timeout(Duration::from_secs(90), self.command(args).output()).await;
+        self.fed(args, "").await
+    }
+
+    /// The same with this on its standard input.
+    pub async fn fed(&self, args: &[&str], input: &str) -> Output {
+        let mut child = self.command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Most commands do not read it, and may have ended.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes()).await;
+        let output = timeout(Duration::from_secs(90), child.wait_with_output()).await;
         let output = output.unwrap_or_else(|_| panic!("assayd {args:?} did not end")).unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
         let output = Output { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) };

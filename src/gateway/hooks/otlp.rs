@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::Call;
-use crate::connections::langfuse::Langfuse;
+use crate::connections::Langfuse;
 
 /// Hidden from the views of production.
 const ENVIRONMENT: &str = "langfuse-assayd";

@@ -5,7 +5,6 @@ use std::{error::Error, time::Duration};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
-use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use slack_morphism::{
@@ -16,7 +15,14 @@ use slack_morphism::{
 };
 use url::Url;
 
-use crate::{connections::SlackConnection, sinks::NotifyError, util::text::one_line};
+use crate::{
+    connections::SlackConnection,
+    sinks::NotifyError,
+    util::{
+        secret::{ExposeSecret, SecretString},
+        text::one_line,
+    },
+};
 
 /// Of one call; slack-morphism has no limit of its own.
 const TIMEOUT: Duration = Duration::from_secs(10);

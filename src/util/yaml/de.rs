@@ -11,7 +11,10 @@ use serde::{
 };
 
 use super::{Fault, Node, Span, Value};
-use crate::util::text;
+use crate::util::{
+    secret::{self, ExposeSecret},
+    text,
+};
 
 /// Faults of one tree that are looked for, one pass over the tree each.
 const MOST_PASSES: usize = 32;
@@ -138,6 +141,16 @@ impl<'a> De<'a> {
         let entries = map.iter().filter(|(key, ..)| fields.is_none_or(|fields| fields.contains(&key.as_str())));
         visitor.visit_map(Entries { entries, value: None, faults: self.faults }).map_err(|error: Error| error.at(&self.node.at))
     }
+
+    fn secret<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match &self.node.value {
+            Value::String(text) if !self.node.filled => {
+                let found = secret::find(text).map_err(de::Error::custom);
+                found.and_then(|secret| visitor.visit_str(secret.expose_secret())).map_err(|error: Error| error.at(&self.node.at))
+            }
+            _ => self.deserialize_string(visitor),
+        }
+    }
 }
 
 impl<'de> Deserializer<'de> for De<'_> {
@@ -192,6 +205,9 @@ impl<'de> Deserializer<'de> for De<'_> {
         if name == CAPTURE {
             CAPTURED.set(Some(self.node.clone()));
             return visitor.visit_unit();
+        }
+        if name == secret::NEWTYPE {
+            return self.secret(visitor);
         }
         visitor.visit_newtype_struct(self).map_err(|error: Error| error.at(&self.node.at))
     }

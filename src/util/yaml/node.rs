@@ -44,12 +44,14 @@ pub struct Node {
     pub value: Value,
     /// What was written, where that is a scalar other than a string: `name: 007` is still the text `007`.
     pub text: Option<Box<str>>,
+    /// It begins with what a variable held, which is taken as it is: only what the user wrote here can be a reference.
+    pub filled: bool,
 }
 
 impl Node {
     #[must_use]
     pub fn new(at: Span, value: Value) -> Self {
-        Self { at, value, text: None }
+        Self { at, value, text: None, filled: false }
     }
 
     /// A plain scalar, read by its form.
@@ -57,7 +59,7 @@ impl Node {
     pub fn scalar(at: Span, text: &str) -> Self {
         let value = resolve_scalar(text);
         let text = (!matches!(value, Value::String(_) | Value::Null)).then(|| text.into());
-        Self { at, value, text }
+        Self { at, value, text, filled: false }
     }
 
     #[must_use]
