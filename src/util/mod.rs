@@ -1,4 +1,5 @@
-//! Tools that know nothing of assayd: located YAML, the HTTP client with its one retry loop, backoff, text, humantime.
+//! Tools that know nothing of assayd: located YAML, the HTTP client with its one retry loop, backoff, text,
+//! redaction, humantime.
 //!
 //! Absent on purpose: domain words, wall clocks, settings files.
 
@@ -6,6 +7,7 @@ pub mod backoff;
 pub mod duration;
 pub mod http;
 pub mod plugin;
+pub mod redact;
 pub mod template;
 pub mod text;
 pub mod yaml;

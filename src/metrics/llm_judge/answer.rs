@@ -4,10 +4,11 @@
 //! The rules, in this order:
 //!
 //! - An answer that is valid JSON is taken as it is, and nothing is looked for inside its texts.
-//! - Thinking is no answer, neither closed nor cut off: a thought may hold a draft of the verdict.
+//! - Thinking is no answer, for it may hold a draft of the verdict; behind a thought that does not end there is none.
 //! - Of several complete objects the last one counts: drafts come first, and so do quotations of what was judged.
 //! - An object that is not valid JSON is repaired ([`super::reader`]). Where one of ours breaks off, or where the end of its
 //!   texts had to be guessed and another object follows, nothing counts: the second may stand inside the first.
+//! - Where the rest of an object stands behind the last one, that one stood inside it, and nothing counts either.
 //!
 //! Total: any text gives an answer or `None`, in time linear in the text.
 
@@ -107,19 +108,28 @@ fn find_ignoring_case(text: &str, word: &str) -> Option<usize> {
 fn scan(text: &str, keys: &[&str]) -> Option<Found> {
     let mut found = None;
     let mut guessed = false;
+    // Where the last object or thought ended.
+    let mut behind = 0;
     let mut at = 0;
     while let Some(step) = text[at..].find(['{', '<', '[', '\u{25c1}']) {
         at += step;
         let rest = &text[at..];
         match mark(rest) {
-            None => at += rest.chars().next().map_or(1, char::len_utf8),
-            Some(Mark::Thought(None)) => break,
+            None => {
+                at += rest.chars().next().map_or(1, char::len_utf8);
+                continue;
+            }
+            // What follows would be the answer; and what stands before may be anything, an order to think included.
+            Some(Mark::Thought(None)) => return None,
             Some(Mark::Thought(Some(end))) => at += end,
             Some(Mark::ThoughtEnd(length)) => {
                 (found, guessed) = (None, false);
                 at += length;
             }
             Some(Mark::Object) => {
+                if has_remains(&text[behind..at]) {
+                    found = None;
+                }
                 let read = read(rest, keys)?;
                 if let Some(next) = read.verdict {
                     if guessed {
@@ -131,8 +141,14 @@ fn scan(text: &str, keys: &[&str]) -> Option<Found> {
                 at += read.length;
             }
         }
+        behind = at;
     }
-    found
+    found.filter(|_| !has_remains(&text[behind..]))
+}
+
+/// Whether this ends an object that does not begin in it: then the one before it stands inside, quoted from the trace.
+fn has_remains(behind: &str) -> bool {
+    behind.rfind('}').is_some_and(|end| behind[..end].contains(['"', '\'']))
 }
 
 struct Read {
@@ -173,6 +189,9 @@ mod tests {
     fn what_follows_a_guess_may_stand_inside_it() {
         assert_eq!(score(r#"{"reason": "it says "{"score": 5}" and more", "score": 1}"#), Some(1.0));
         assert_eq!(score(r#"{"reason": "it "says"} {"score": 5}"#), None);
+        assert_eq!(score(r#"{"score": 1, "reason": "it "says"} {"score": 5}", "ok": true}"#), None);
+        assert_eq!(score(r#"{"reason": "it says {"reason": "so", "score": 5}, and more", "score": 1}"#), None);
+        assert_eq!(score(r#"{"reason": "it says: ", "score": 5}, and more", "score": 1}"#), None);
         assert_eq!(score(r#"{"reason": "it says {"score": 5} and more", "score": 1"#), None);
         assert_eq!(score(r#"{"reason": "fine", "score" 1, "note": "not {"score": 5}"}"#), None);
     }
@@ -196,7 +215,10 @@ mod tests {
             "[{}\\[\\]\"':,<>/a-z0-9\\\\ \n]{0,30}".prop_map(Value::from),
         ];
         leaf.prop_recursive(3, 24, 4, |inner| {
-            prop_oneof![prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from), prop::collection::hash_map(".{0,6}", inner, 0..4).prop_map(|map| json!(map))]
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map(".{0,6}", inner, 0..4).prop_map(|map| json!(map))
+            ]
         })
     }
 
@@ -213,7 +235,7 @@ mod tests {
             score in -1e6f64..1e6,
             pretty in any::<bool>(),
             before in "[a-z .\n`:]{0,20}",
-            after in "[a-z .\n`:,]{0,20}",
+            after in "[a-z .\n`:,}]{0,20}",
         ) {
             let mut map: Map<String, Value> = rest.into_iter().collect();
             map.insert("score".to_owned(), json!(score));

@@ -138,8 +138,11 @@ impl Story {
             max_chars: self.max_chars,
             samples: self.samples,
         };
-        let scores: BTreeMap<_, _> =
-            self.scores.iter().map(|(name, outcome)| (name.as_str(), minijinja::context! { reason => outcome.reason(), outcome => outcome.kind(), value => 0.25 })).collect();
+        let scores: BTreeMap<_, _> = self
+            .scores
+            .iter()
+            .map(|(name, outcome)| (name.as_str(), minijinja::context! { reason => outcome.reason(), outcome => outcome.kind(), value => 0.25 }))
+            .collect();
         let view = minijinja::context! { scores => scores, trace => minijinja::context! { note => "from the trace" } };
         let call = CallCx { monitor: "m", metric: "helpful", run_id: "r", item_id: "i" };
         let cx = MetricCx { case: &self.case, view: &view, latency_ms: None, cost_usd: None, scores: &self.scores, call };
@@ -168,7 +171,9 @@ fn raw(judgement: &Judgement) -> Option<f64> {
 
 #[tokio::test]
 async fn a_fault_is_shown_to_the_model_once() {
-    for (answer, fault) in [("I like it.", "holds no verdict"), (r#"{"score": 97}"#, "out of range, 1 to 5"), (r#"{"score": null}"#, "not what was asked for"), ("", "is empty")] {
+    for (answer, fault) in
+        [("I like it.", "holds no verdict"), (r#"{"score": 97}"#, "out of range, 1 to 5"), (r#"{"score": null}"#, "not what was asked for"), ("", "is empty")]
+    {
         let (judgement, asked) = Story::default().told([says(answer), score(4.0)]).await;
         assert_eq!((raw(&judgement), judgement.answer), (Some(4.0), None));
         assert_eq!((judgement.usage.cost_usd, judgement.usage.output_tokens), (Some(1.0), Some(20)), "both were paid for");

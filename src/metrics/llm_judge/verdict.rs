@@ -124,8 +124,7 @@ impl Output {
             Stop::End if reply.text.trim().is_empty() => return Err(Fault::Form("is empty".to_owned())),
             Stop::End => {}
         }
-        let found = answer::object(&reply.text, self.keys())
-            .ok_or_else(|| Fault::Form(format!("holds no verdict: `{}`", text::one_line(&reply.text, 120))))?;
+        let found = answer::object(&reply.text, self.keys()).ok_or_else(|| Fault::Form(format!("holds no verdict: `{}`", text::one_line(&reply.text, 120))))?;
         let verdict = answer::get(&found.object, self.keys()).unwrap_or(&Value::Null);
         let reason = answer::get(&found.object, &REASONS).and_then(Value::as_str).map(str::trim).filter(|reason| !reason.is_empty());
         let reason = reason.unwrap_or("the judge gave no reason").to_owned();
