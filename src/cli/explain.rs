@@ -41,7 +41,7 @@ fn render(life: &ItemLife) -> String {
     }
     let _ = writeln!(out, "  decision   {}  since {}", life.decision, time(life.decided_us));
     let _ = writeln!(out, "             {} (run {}, attempts {})", one_line(&life.reason, 300), life.run_id, life.attempts);
-    for score in &life.scores {
+    for (score, answer) in life.scores.iter().zip(&life.answers) {
         let figure = match (score.value, &score.label) {
             (Some(value), Some(label)) => format!("{value:.3} ({})", one_line(label, 60)),
             (Some(value), None) => format!("{value:.3}"),
@@ -55,6 +55,9 @@ fn render(life: &ItemLife) -> String {
         let _ = writeln!(out, "  metric {}: {} {figure}{passed}", score.metric, score.outcome);
         let _ = writeln!(out, "    when   {} (run {}, revision {})", score.created_at, score.run_id, score.metric_revision);
         let _ = writeln!(out, "    reason {}", one_line(&score.reason, 400));
+        if let Some(answer) = answer {
+            let _ = writeln!(out, "    answer {}", one_line(answer, 2000));
+        }
         if let Some(model) = &score.model {
             let cost = score.cost_usd.map(|cost| format!(", {cost:.6} USD")).unwrap_or_default();
             let _ = writeln!(out, "    judge  {}/{model}{cost}", score.provider.as_deref().unwrap_or("-"));

@@ -65,7 +65,6 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut core = Supervisor::default();
     core.spawn("store", writer.run());
     core.spawn("hooks", runner.run());
-    core.spawn("hooks", runner.run());
     let (control, mut commands) = Control::channel();
     let ready = Arc::new(AtomicBool::new(false));
     let (stop, stopped) = channel::channel(false);

@@ -89,12 +89,14 @@ pub struct MetricCx<'a> {
 pub struct Judgement {
     pub outcome: Outcome,
     pub usage: Usage,
+    /// What a model said where no verdict could be read from it: for people who ask why.
+    pub answer: Option<String>,
 }
 
 impl From<Outcome> for Judgement {
     /// A judgement that cost nothing.
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, usage: Usage::default() }
+        Self { outcome, usage: Usage::default(), answer: None }
     }
 }
 

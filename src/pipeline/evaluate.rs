@@ -82,6 +82,7 @@ impl<'a> Judging<'a> {
             data_type: judge.metric.data_type().as_str(),
             outcome,
             usage: judgement.usage,
+            answer: judgement.answer,
         })
     }
 

@@ -154,11 +154,11 @@ async fn insert_score(db: &mut SqliteConnection, monitor: i64, item: i64, of: &I
     };
     let int = |n: Option<u64>| n.and_then(|n| i64::try_from(n).ok());
     let sql = "INSERT INTO scores (score_id, run_id, monitor, item, metric, revision, item_id, trace_id, environment, url, item_us, outcome, data_type, value, raw, label, passed,
-            reason, provider, model, input_tokens, output_tokens, cost_usd, latency_ms, created_us)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)
+            reason, provider, model, input_tokens, output_tokens, cost_usd, latency_ms, answer, created_us)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26)
         ON CONFLICT (score_id) DO UPDATE SET run_id = excluded.run_id, outcome = excluded.outcome, value = excluded.value, raw = excluded.raw, label = excluded.label,
             passed = excluded.passed, reason = excluded.reason, provider = excluded.provider, model = excluded.model, input_tokens = excluded.input_tokens,
-            output_tokens = excluded.output_tokens, cost_usd = excluded.cost_usd, latency_ms = excluded.latency_ms, created_us = excluded.created_us
+            output_tokens = excluded.output_tokens, cost_usd = excluded.cost_usd, latency_ms = excluded.latency_ms, answer = excluded.answer, created_us = excluded.created_us
             WHERE scores.outcome <> 'scored'
         RETURNING id";
     let inserted: Option<i64> = sqlx::query_scalar(sql)
@@ -186,6 +186,7 @@ async fn insert_score(db: &mut SqliteConnection, monitor: i64, item: i64, of: &I
         .bind(int(score.usage.output_tokens))
         .bind(score.usage.cost_usd)
         .bind(int(score.usage.latency_ms))
+        .bind(score.answer.as_deref())
         .bind(of.at_us)
         .fetch_optional(&mut *db)
         .await?;

@@ -40,6 +40,9 @@ pub struct ItemLife {
     /// (when, decision, reason, run)
     pub events: Vec<(i64, String, String, String)>,
     pub scores: Vec<Score>,
+    /// Beside each of the scores: what the model said where no verdict could be read from it. Kept apart because it goes
+    /// nowhere else.
+    pub answers: Vec<Option<String>>,
     pub deliveries: Vec<DeliveryRow>,
 }
 
@@ -446,6 +449,8 @@ impl Store {
                 seen_us: row.try_get("seen_us")?,
                 decided_us: row.try_get("decided_us")?,
                 events,
+                // A store that its daemon has not migrated yet has none.
+                answers: scores.iter().map(|row| row.try_get("answer").unwrap_or_default()).collect(),
                 scores: scores.iter().map(score).collect::<Result<_>>()?,
                 deliveries,
             });

@@ -68,6 +68,8 @@ pub struct NewScore {
     pub data_type: &'static str,
     pub outcome: Outcome,
     pub usage: Usage,
+    /// What a model said where no verdict could be read from it.
+    pub answer: Option<String>,
 }
 
 #[derive(Debug, Clone)]

@@ -1,5 +1,5 @@
 //! Tools that know nothing of assayd: located YAML, secrets and their boxes, the HTTP client with its one retry loop,
-//! backoff, text, humantime.
+//! backoff, text, redaction, humantime.
 //!
 //! Absent on purpose: domain words, wall clocks, settings files.
 

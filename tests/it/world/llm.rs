@@ -50,6 +50,7 @@ pub struct Llm {
 struct Inner {
     verdict: ByPrompt<f64>,
     style: ByPrompt<Style>,
+    words: ByPrompt<Option<String>>,
     reason: String,
     calls: BTreeMap<String, usize>,
     prompts: Vec<String>,
@@ -66,6 +67,7 @@ impl Llm {
         let state = Inner {
             verdict: Arc::new(|_| 0.8),
             style: Arc::new(|_| Style::Plain),
+            words: Arc::new(|_| None),
             reason: "because of the evidence".to_owned(),
             calls: BTreeMap::new(),
             prompts: Vec::new(),
@@ -88,6 +90,11 @@ impl Llm {
 
     pub fn style_by(&self, style: impl Fn(&str) -> Style + Send + Sync + 'static) {
         self.state.lock().unwrap().style = Arc::new(style);
+    }
+
+    /// Answers word for word; where this gives none, a verdict in its style.
+    pub fn words(&self, words: impl Fn(&str) -> Option<String> + Send + Sync + 'static) {
+        self.state.lock().unwrap().words = Arc::new(words);
     }
 
     pub fn reason(&self, reason: &str) {
@@ -146,7 +153,8 @@ impl Llm {
             *state.calls.entry(mark.to_owned()).or_default() += 1;
         }
         let (score, style) = ((state.verdict)(prompt), (state.style)(prompt));
-        (dress(&verdict(score, &state.reason, schema), style), style)
+        let words = (state.words)(prompt);
+        (words.unwrap_or_else(|| dress(&verdict(score, &state.reason, schema), style)), style)
     }
 }
 
