@@ -39,7 +39,7 @@ pub(super) enum Step {
 pub(super) enum Begun<A> {
     /// The server gave everything at once, whatever it was asked for.
     Whole(ChatAnswer),
-    Pieces(Run<A>),
+    Pieces(Box<Run<A>>),
 }
 
 pub(super) struct Run<A> {
@@ -70,7 +70,7 @@ pub(super) async fn begin<A: Assembler>(
         let assembler = assembler(&incoming);
         let mut run = Run { incoming, frames: Frames::new(framing), assembler, next: None, text_came: false, over: false, end: None };
         run.next = Some(run.step().await?);
-        Ok(Begun::Pieces(run))
+        Ok(Begun::Pieces(Box::new(run)))
     };
     begun.await.map_err(|error: HttpError| endpoint.complaint(&error))
 }

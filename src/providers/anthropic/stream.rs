@@ -78,15 +78,7 @@ pub(super) struct Events {
 
 impl Events {
     pub(super) fn new(asked_model: &str, by_tool: bool, headers: &HeaderMap) -> Self {
-        Self {
-            headers: headers.clone(),
-            model: asked_model.to_owned(),
-            id: None,
-            by_tool,
-            tool: None,
-            said: Said::default(),
-            usage: WireUsage::default(),
-        }
+        Self { headers: headers.clone(), model: asked_model.to_owned(), id: None, by_tool, tool: None, said: Said::default(), usage: WireUsage::default() }
     }
 
     fn start(&mut self, message: Message) {
@@ -105,7 +97,7 @@ impl Events {
     }
 
     fn delta(&mut self, index: u32, delta: Delta) -> String {
-        if let Some(json) = delta.partial_json.filter(|_| self.tool == Some(index)) {
+        if let Some(json) = delta.partial_json.filter(|json| self.tool == Some(index) && !json.is_empty()) {
             self.said.recorded.get_or_insert_default().push_str(&json);
             return json;
         }
@@ -147,6 +139,10 @@ impl Assembler for Events {
     fn finish(&mut self) -> Result<ChatAnswer, HttpError> {
         if self.said.stop_reason.is_none() {
             return Err(HttpError::NotJson("the stream has no `stop_reason`".to_owned()));
+        }
+        // A tool that is given nothing is given an empty object.
+        if self.tool.is_some() && self.said.recorded.is_none() {
+            self.said.recorded = Some("{}".to_owned());
         }
         let (text, stop) = std::mem::take(&mut self.said).read();
         let (model, headroom) = (std::mem::take(&mut self.model), wire::headroom(&self.headers));

@@ -85,13 +85,8 @@ pub(super) fn body(request: &ChatRequest, quirks: Quirks, config: &OllamaConfig,
         (Format::Json, Some(_)) => Some(FormatField::Word("json")),
         _ => None,
     };
-    let options = Options {
-        num_ctx: config.num_ctx,
-        num_predict: request.max_tokens,
-        temperature: request.temperature,
-        top_p: request.top_p,
-        stop: &request.stop,
-    };
+    let options =
+        Options { num_ctx: config.num_ctx, num_predict: request.max_tokens, temperature: request.temperature, top_p: request.top_p, stop: &request.stop };
     let body = Body {
         model: &request.model,
         prompt,

@@ -66,6 +66,7 @@ impl SystemRole {
 }
 
 /// How a server is spoken to until it refuses something.
+#[expect(clippy::struct_excessive_bools, reason = "each is a thing that servers do or do not do")]
 #[derive(Debug)]
 pub(in crate::providers) struct Dialect {
     pub structured: Structured,
@@ -104,6 +105,7 @@ impl Default for Dialect {
 }
 
 /// What a model takes, as far as its refusals have told.
+#[expect(clippy::struct_excessive_bools, reason = "each is a parameter that is taken or not")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Quirks {
     pub structured: Structured,

@@ -55,7 +55,9 @@ struct Message<'a> {
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum ResponseFormat<'a> {
-    JsonSchema { json_schema: NamedSchema<'a> },
+    JsonSchema {
+        json_schema: NamedSchema<'a>,
+    },
     JsonObject {
         #[serde(skip_serializing_if = "Option::is_none")]
         value: Option<&'a Value>,
@@ -127,7 +129,7 @@ pub(super) fn body(request: &ChatRequest, quirks: Quirks, dialect: &Dialect, str
     if dialect.extra_body.is_empty() { wire::body(&body, room) } else { wire::body(&with_extra(&body, dialect)?, room) }
 }
 
-fn messages<'a>(request: &'a ChatRequest, quirks: Quirks) -> Vec<Message<'a>> {
+fn messages(request: &ChatRequest, quirks: Quirks) -> Vec<Message<'_>> {
     let told = request.schema.as_deref().filter(|_| matches!(quirks.structured, Structured::JsonObject | Structured::Prompt));
     let mut system = wire::told_in_words(request.system.as_deref(), told);
     let mut messages = Vec::with_capacity(request.messages.len() + 1);

@@ -75,14 +75,7 @@ pub(super) struct Chunks {
 
 impl Chunks {
     pub(super) fn new(asked_model: &str, headers: &HeaderMap) -> Self {
-        Self {
-            headers: headers.clone(),
-            model: asked_model.to_owned(),
-            id: None,
-            said: Said::default(),
-            tokens: Tokens::default(),
-            begun: false,
-        }
+        Self { headers: headers.clone(), model: asked_model.to_owned(), id: None, said: Said::default(), tokens: Tokens::default(), begun: false }
     }
 
     /// Adds what one chunk says; gives what of it is to be handed on.
