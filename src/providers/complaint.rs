@@ -18,7 +18,7 @@ const MAX_MESSAGE: usize = 500;
 pub(super) struct Complaint {
     /// 0 where there was no answer.
     pub status: u16,
-    /// For people, and to look for words in. Untrusted, one line.
+    /// To look for words in. Untrusted, and as long as it came; people get [`Complaint::shown`].
     pub message: String,
     pub param: Option<String>,
     pub retry_after: Option<Duration>,
@@ -26,14 +26,17 @@ pub(super) struct Complaint {
     codes: Vec<String>,
     kind: &'static str,
     retryable: bool,
+    /// What to do about it.
+    hint: Option<String>,
 }
 
 impl Complaint {
     pub(super) fn read(error: &HttpError) -> Self {
         let mut complaint = Self {
             status: error.status().unwrap_or(0),
-            message: text::one_line(&error.to_string(), MAX_MESSAGE),
+            message: error.to_string(),
             param: None,
+            hint: None,
             retry_after: error.retry_after(),
             codes: Vec::new(),
             kind: error.kind(),
@@ -50,7 +53,7 @@ impl Complaint {
         let Ok(body) = serde_json::from_str::<Value>(body) else { return complaint };
         let error = body.get("error").unwrap_or(&body);
         if let Some(message) = error.as_str().or_else(|| error.get("message")?.as_str()) {
-            complaint.message = format!("HTTP {status}: {}", text::one_line(message, MAX_MESSAGE));
+            complaint.message = format!("HTTP {status}: {message}");
         }
         complaint.param = error.get("param").and_then(Value::as_str).map(str::to_owned);
         let codes = [error.get("type"), error.get("code"), error.pointer("/details/error_code"), error.pointer("/innererror/code")];
@@ -85,25 +88,32 @@ impl Complaint {
     }
 
     /// With what to do about it.
-    pub(super) fn hinting(mut self, hint: &str) -> Self {
-        self.message = format!("{} ({hint})", self.message);
+    pub(super) fn hinting(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
         self
+    }
+
+    /// For people: one line, not too long.
+    pub(super) fn shown(&self) -> String {
+        let message = text::one_line(&self.message, MAX_MESSAGE);
+        self.hint.as_ref().map_or_else(|| message.clone(), |hint| format!("{message} ({hint})"))
     }
 
     /// The class that callers see. `capped`: the provider's own way of saying that money or quota is used up.
     pub(super) fn into_error(self, capped: bool) -> ProviderError {
-        let blocked = |kind, what: &str| ProviderError::Blocked { kind, message: format!("{what}: {}", self.message) };
+        let message = self.shown();
+        let blocked = |kind, what: &str| ProviderError::Blocked { kind, message: format!("{what}: {message}") };
         match self.status {
             _ if capped => blocked("billing", "quota or credit is used up"),
             401 => blocked("auth", "key refused"),
             402 => blocked("billing", "billing"),
             403 => blocked("forbidden", "not permitted"),
             404 => blocked("not_found", "no such model or address"),
-            _ if self.retryable => ProviderError::Transient { kind: self.kind, message: self.message, retry_after: self.retry_after },
-            413 => ProviderError::Rejected { kind: "too_large", message: self.message },
-            _ if self.kind == "too_large" => ProviderError::Rejected { kind: "too_large", message: self.message },
-            _ if self.has_code(&["content_filter", "ResponsibleAIPolicyViolation"]) => ProviderError::Rejected { kind: "filtered", message: self.message },
-            _ => ProviderError::Rejected { kind: "bad_request", message: self.message },
+            _ if self.retryable => ProviderError::Transient { kind: self.kind, message, retry_after: self.retry_after },
+            413 => ProviderError::Rejected { kind: "too_large", message },
+            _ if self.kind == "too_large" => ProviderError::Rejected { kind: "too_large", message },
+            _ if self.has_code(&["content_filter", "ResponsibleAIPolicyViolation"]) => ProviderError::Rejected { kind: "filtered", message },
+            _ => ProviderError::Rejected { kind: "bad_request", message },
         }
     }
 }

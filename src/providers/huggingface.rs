@@ -113,7 +113,11 @@ impl Provider for HuggingFace {
         for batch in batches(texts, MOST_TEXTS, MOST_BYTES)? {
             let body = wire::body(&Inputs { inputs: batch }, batch.iter().map(String::len).sum::<usize>() + 1024)?;
             let answer = self.own.post_for_vectors(&url, body).await.map_err(|complaint| complaint.into_error(false))?;
-            let vectors: Vec<Vec<f32>> = http::json(&answer).map_err(|error| into_error(&error))?;
+            let vectors = match http::json::<Vec<Vec<f32>>>(&answer) {
+                Ok(vectors) => vectors,
+                Err(_) if http::json::<Vec<Vec<Vec<f32>>>>(&answer).is_ok() => return Err(by_token(model)),
+                Err(error) => return Err(into_error(&error)),
+            };
             if vectors.len() != batch.len() || vectors.iter().any(Vec::is_empty) {
                 return Err(into_error(&HttpError::NotJson(format!("not one vector for each of {} texts", batch.len()))));
             }
@@ -125,4 +129,9 @@ impl Provider for HuggingFace {
     async fn models(&self) -> Result<Vec<String>, ProviderError> {
         self.chat.models().await
     }
+}
+
+/// Which of its vectors stands for the text, only the model's maker knows.
+fn by_token(model: &str) -> ProviderError {
+    ProviderError::Rejected { kind: "unsupported", message: format!("`{model}` gives a vector for each token, not one for a text") }
 }

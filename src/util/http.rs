@@ -116,6 +116,7 @@ impl HttpError {
         match self {
             Self::Status { status: 429, .. } => "rate_limited",
             Self::Status { status: 401 | 403, .. } => "auth",
+            Self::Status { status: 408, .. } => "timeout",
             Self::Status { status: 529 | 503, .. } => "overloaded",
             Self::Status { status, .. } if *status >= 500 => "server_error",
             Self::Status { .. } => "refused",

@@ -22,7 +22,7 @@ struct WireAnswer<'a> {
     #[serde(default)]
     stop_details: Option<StopDetails>,
     #[serde(default)]
-    usage: WireUsage,
+    usage: Option<WireUsage>,
     #[serde(default, borrow)]
     error: Option<&'a RawValue>,
 }
@@ -77,7 +77,7 @@ pub(super) fn read(answer: &http::Answer, asked_model: &str) -> Result<ChatAnswe
     }
     let (text, stop) = said.read();
     let model = answer.model.filter(|model| !model.is_empty()).unwrap_or_else(|| asked_model.to_owned());
-    Ok(ChatAnswer { text, stop, model, tokens: answer.usage.tokens(), id: answer.id, headroom })
+    Ok(ChatAnswer { text, stop, model, tokens: answer.usage.unwrap_or_default().tokens(), id: answer.id, headroom })
 }
 
 /// What a model said, whether at once or in pieces.

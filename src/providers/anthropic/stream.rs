@@ -40,7 +40,7 @@ struct Message {
     #[serde(default)]
     model: Option<String>,
     #[serde(default)]
-    usage: WireUsage,
+    usage: Option<WireUsage>,
 }
 
 #[derive(Deserialize)]
@@ -83,7 +83,7 @@ impl Events {
 
     fn start(&mut self, message: Message) {
         self.id = message.id;
-        self.usage = message.usage;
+        self.usage = message.usage.unwrap_or_default();
         if let Some(model) = message.model.filter(|model| !model.is_empty()) {
             self.model = model;
         }

@@ -238,10 +238,10 @@ impl Ollama {
 
 fn into_error(complaint: Complaint, model: &str) -> ProviderError {
     if complaint.status == 404 && complaint.message.contains("not found") {
-        return complaint.hinting(&format!("`ollama pull {model}` gets a model")).into_error(false);
+        return complaint.hinting(format!("`ollama pull {model}` gets a model")).into_error(false);
     }
     if complaint.names(&["context length", "context window", "context size"]) {
-        return ProviderError::Rejected { kind: "too_large", message: complaint.message };
+        return ProviderError::Rejected { kind: "too_large", message: complaint.shown() };
     }
     complaint.into_error(false)
 }

@@ -30,13 +30,14 @@ struct Completion<'a> {
 
 #[derive(Deserialize)]
 struct Choice<'a> {
-    #[serde(borrow)]
-    message: WireMessage<'a>,
+    /// Azure leaves it out where its filter took the answer.
+    #[serde(default, borrow)]
+    message: Option<WireMessage<'a>>,
     #[serde(default)]
     finish_reason: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct WireMessage<'a> {
     #[serde(default, deserialize_with = "content")]
     content: Option<String>,
@@ -85,8 +86,12 @@ pub(super) fn read(answer: &http::Answer, asked_model: &str) -> Result<ChatAnswe
     let Some(choice) = completion.choices.unwrap_or_default().into_iter().next() else {
         return Err(HttpError::NotJson("the answer has no `choices`".to_owned()));
     };
-    let called = choice.message.tool_calls.unwrap_or_default().into_iter().next().map(|call| arguments(call.function.arguments));
-    let said = Said { refusal: choice.message.refusal, content: choice.message.content, called, finish: choice.finish_reason };
+    if choice.message.is_none() && choice.finish_reason.is_none() {
+        return Err(HttpError::NotJson("the answer's choice has no `message`".to_owned()));
+    }
+    let message = choice.message.unwrap_or_default();
+    let called = message.tool_calls.unwrap_or_default().into_iter().next().map(|call| arguments(call.function.arguments));
+    let said = Said { refusal: message.refusal, content: message.content, called, finish: choice.finish_reason };
     let (text, stop) = said.read();
     let model = completion.model.filter(|model| !model.is_empty()).unwrap_or_else(|| asked_model.to_owned());
     let tokens = completion.usage.map(WireUsage::tokens).unwrap_or_default();

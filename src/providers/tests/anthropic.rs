@@ -72,6 +72,7 @@ async fn anthropic_answers_come_in_many_shapes() {
         (200, refusal, "refusal: no."),
         (200, json!({"content": [{"type": "text", "text": "a"}]}), "end: a"),
         (200, json!({"content": [{"type": "text", "text": null}], "usage": {"input_tokens": null}}), "end: "),
+        (200, json!({"content": [{"type": "text", "text": "a"}], "usage": null}), "end: a"),
         (200, json!({"content": null}), "transient not_json"),
         (200, json!({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}), "transient overloaded"),
     ];

@@ -7,6 +7,8 @@ use super::{
     *,
 };
 
+type Make = fn(&str) -> Arc<dyn Provider>;
+
 fn texts(count: usize) -> Vec<String> {
     (0..count).map(|at| format!("text {at}")).collect()
 }
@@ -58,7 +60,7 @@ async fn ollama_and_huggingface_have_addresses_of_their_own() {
 
 #[tokio::test]
 async fn vectors_that_are_missing_or_doubled_are_no_answer() {
-    let table: [(fn(&str) -> Arc<dyn Provider>, u16, Value, &str); 10] = [
+    let table: [(Make, u16, Value, &str); 12] = [
         (openai, 200, rows([0]), "not_json"),
         (openai, 200, rows([0, 0]), "not_json"),
         (openai, 200, rows([0, 2]), "not_json"),
@@ -67,7 +69,9 @@ async fn vectors_that_are_missing_or_doubled_are_no_answer() {
         (ollama, 200, json!({"embeddings": [[1]]}), "not_json"),
         (ollama, 400, json!({"error": "the input length exceeds the context length"}), "too_large"),
         (ollama, 404, json!({"error": "model \"e\" not found, try pulling it first"}), "not_found"),
-        (huggingface, 200, json!([[[1, 2]], [[1, 2]]]), "not_json"),
+        (huggingface, 200, json!([[[1, 2]], [[1, 2]]]), "unsupported"),
+        (huggingface, 200, json!([[1, 2]]), "not_json"),
+        (huggingface, 200, json!([[], []]), "not_json"),
         (huggingface, 503, json!({"error": "loading", "estimated_time": 3.5}), "overloaded"),
     ];
     for (provider, status, body, kind) in table {

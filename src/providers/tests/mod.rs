@@ -36,9 +36,12 @@ const NONE: Headers = &[];
 /// Path, headers and body of a request.
 type Seen = (String, HeaderMap, Value);
 
+/// Status, headers and the body in chunks of an answer.
+type Line = (u16, Headers, Vec<Bytes>);
+
 #[derive(Clone, Default)]
 struct Server {
-    script: Arc<Mutex<VecDeque<(u16, Headers, Vec<Bytes>)>>>,
+    script: Arc<Mutex<VecDeque<Line>>>,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
@@ -138,7 +141,7 @@ fn unwell() -> [Case; 9] {
         (500, json!("<html><body>Internal Server Error</body></html>"), "transient server_error"),
         (502, json!(""), "transient server_error"),
         (504, json!("upstream timed out"), "transient server_error"),
-        (408, json!("timeout"), "transient refused"),
+        (408, json!("timeout"), "transient timeout"),
     ]
 }
 
@@ -171,6 +174,29 @@ async fn a_connection_that_is_cut_is_transient() {
     let asked = request("m");
     let Either::Left((Err(error), _)) = select(provider.chat(&asked), Box::pin(cut)).await else { panic!("an error") };
     assert_eq!(error.kind(), "transport", "{error}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_half_way_is_transient() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let halves: [(&str, bool); 3] = [
+        ("content-type: application/json\r\ncontent-length: 100\r\n\r\n{\"id\":", false),
+        ("content-type: text/event-stream\r\ncontent-length: 100\r\n\r\ndata: {\"choices\": []}\n\n", true),
+        ("content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n6\r\ndata: \r\n", true),
+    ];
+    for (half, streamed) in halves {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let provider = openai::openai(&format!("http://{}", listener.local_addr().unwrap()));
+        let cut = async {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            assert!(connection.read(&mut vec![0; 1 << 16]).await.unwrap() > 0);
+            connection.write_all(format!("HTTP/1.1 200 OK\r\n{half}").as_bytes()).await.unwrap();
+        };
+        let asked = request("m");
+        let ask = async { if streamed { streams::read(&provider, &asked).await.1 } else { provider.chat(&asked).await } };
+        assert_eq!(told(futures_util::join!(ask, cut).0), "transient transport", "{half}");
+    }
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ fn chunk(delta: Value, finish: Value) -> Value {
 }
 
 /// The texts of the pieces, and how it ended.
-async fn read(provider: &Arc<dyn Provider>, request: &ChatRequest) -> (Vec<String>, Result<ChatAnswer, ProviderError>) {
+pub(super) async fn read(provider: &Arc<dyn Provider>, request: &ChatRequest) -> (Vec<String>, Result<ChatAnswer, ProviderError>) {
     let mut pieces = provider.stream(request);
     let mut texts = Vec::new();
     while let Some(piece) = pieces.next().await {
