@@ -139,7 +139,7 @@ async fn by_daemon(settings: &Settings, address: &str, profile: &str, question: 
     let http = reqwest::Client::builder().no_proxy().build().map_err(anyhow::Error::from)?;
     let mut call = http.post(format!("http://{address}/v1/chat/completions")).json(&body);
     if let Some(auth) = &settings.auth {
-        use secrecy::ExposeSecret;
+        use crate::util::secret::ExposeSecret;
         call = call.bearer_auth(auth.token.expose_secret());
     }
     let answer = call.send().await.map_err(|error| anyhow::Error::new(error).context("asking the daemon"))?;

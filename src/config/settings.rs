@@ -340,8 +340,7 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
             }
         }),
     };
-    let hooks: BTreeMap<String, HooksSpec> =
-        file.hooks.unwrap_or_default().into_iter().filter_map(|(name, hooks)| Some((name, hooks.read(faults)?))).collect();
+    let hooks: BTreeMap<String, HooksSpec> = file.hooks.unwrap_or_default().into_iter().filter_map(|(name, hooks)| Some((name, hooks.read(faults)?))).collect();
     let environment = file.environments.as_ref().and_then(|section| environment(section, faults)).unwrap_or_default();
     let providers = providers(file.providers.unwrap_or_default(), faults);
     let profiles = profiles(file.profiles.unwrap_or_default(), &providers, faults);

@@ -219,10 +219,7 @@ impl Runner {
             let rows: Vec<CallRow> =
                 events.iter().filter(|event| event.hooks.iter().any(|hook| matches!(hook, Hook::Record))).map(|event| event.call.row()).collect();
             if let Some(store) = self.store.as_ref().filter(|_| !rows.is_empty()) {
-                guarded("record", async {
-                    store.keep_calls(rows).await.map_err(|error| error.to_string())
-                })
-                .await;
+                guarded("record", async { store.keep_calls(rows).await.map_err(|error| error.to_string()) }).await;
             }
             let rest = events.iter().flat_map(|event| event.hooks.iter().map(|hook| (hook, &event.call))).filter(|(hook, _)| !matches!(hook, Hook::Record));
             futures_util::future::join_all(rest.map(|(hook, call)| guarded(hook.name(), look(hook, call)))).await;

@@ -108,8 +108,7 @@ impl Tally {
 
     pub(super) async fn write_down(&self, store: &Store) {
         let lines = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        let rows: Vec<UsageRow> =
-            lines.into_iter().map(|((day, provider, model, monitor), row)| UsageRow { day, provider, model, monitor, ..row }).collect();
+        let rows: Vec<UsageRow> = lines.into_iter().map(|((day, provider, model, monitor), row)| UsageRow { day, provider, model, monitor, ..row }).collect();
         if !rows.is_empty() {
             // A closed store ends with the process; the sums are for people, no promise hangs on them.
             let _ = store.add_usage(rows).await;

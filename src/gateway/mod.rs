@@ -35,12 +35,17 @@ use std::{
 };
 
 use self::{
-    budget::Budgets, cache::Answers,
+    budget::Budgets,
+    cache::Answers,
     circuit::Circuit,
     fair::Fair,
     lane::Lane,
     meter::{Meter, Tally},
     profile::{Ladder, Profile, in_time},
+};
+pub use self::{
+    cache::{Keep, Shelf},
+    hooks::{Hook, Hooks, Runner},
 };
 use crate::{
     model::Budget,
@@ -51,10 +56,6 @@ use crate::{
     schedule::clock::Clock,
     store::Store,
     util::{backoff::Policy, redact::Kind},
-};
-pub use self::{
-    cache::{Keep, Shelf},
-    hooks::{Hook, Hooks, Runner},
 };
 
 /// Of an answer, where neither profile nor question says.

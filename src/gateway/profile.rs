@@ -271,7 +271,14 @@ impl Profile {
     }
 
     /// As [`Profile::attempt`]; `sent` becomes true with the first part that is sent on.
-    async fn pour_once(&self, request: &ChatRequest, cx: CallCx<'_>, started: &mut Option<Instant>, out: &Outlet, sent: &mut bool) -> Result<ChatAnswer, Fault> {
+    async fn pour_once(
+        &self,
+        request: &ChatRequest,
+        cx: CallCx<'_>,
+        started: &mut Option<Instant>,
+        out: &Outlet,
+        sent: &mut bool,
+    ) -> Result<ChatAnswer, Fault> {
         let (hold, reservation) = self.admit(request, cx).await.map_err(Fault::Refused)?;
         let begun = Instant::now();
         started.get_or_insert(begun);

@@ -4,10 +4,19 @@
 //! To add one: a file with its config struct, an example, the [`Provider`] and an `inventory::submit!`, and one `mod` line.
 
 mod anthropic;
+mod azure;
+mod complaint;
+mod huggingface;
+mod hyperbolic;
+mod ollama;
 mod openai;
+mod openai_compatible;
 pub mod prices;
+mod sse;
+mod streaming;
 #[cfg(test)]
 mod tests;
+mod vectors;
 mod wire;
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
@@ -215,7 +224,8 @@ pub trait Provider: Send + Sync {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProviderError {
     /// Worth another try: 408, 409, 429, 5xx, 529, connection loss.
-    /// `rate_limited` | `overloaded` | `server_error` | `timeout` | `transport` | `not_json` | ...
+    /// `rate_limited` | `overloaded` | `server_error` | `timeout` | `connect` (nothing was sent, so nothing can have been
+    /// billed) | `transport` (cut half-way) | `not_json` | ...
     #[error("{message}")]
     Transient { kind: &'static str, message: String, retry_after: Option<Duration> },
     /// The same for every call until somebody acts. `auth` | `billing` | `forbidden` | `not_found`

@@ -1,5 +1,4 @@
-//! What providers share on the wire: requests with secret headers, complaints read from error answers, what was learnt
-//! about a model, and lenient counts.
+//! What providers share on the wire: requests with secret headers, what was learnt about a model, and lenient counts.
 
 use std::{
     borrow::Cow,
@@ -10,7 +9,6 @@ use std::{
 };
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use secrecy::{ExposeSecret, SecretString};
 use serde::{
     Deserializer, Serialize,
     de::{SeqAccess, Visitor},
@@ -18,9 +16,11 @@ use serde::{
 use serde_json::Value;
 use url::Url;
 
-use super::{BuildError, Headroom, Left, ProviderError};
+pub(super) use super::complaint::Complaint;
+use super::{BuildError, ChatRequest, Headroom, Left, ProviderError};
 use crate::util::{
-    http::{Answer, Http, HttpError},
+    http::{Answer, Http, HttpError, Incoming},
+    secret::{ExposeSecret, SecretString},
     text,
 };
 
@@ -29,6 +29,12 @@ const NO_TIMEOUT: Duration = Duration::from_hours(24);
 
 /// A judge's answer is a few kilobytes. What is far larger is no answer of a model.
 const MAX_ANSWER: usize = 8 << 20;
+
+/// Characters of a complaint that are read. Azure's on a filtered prompt is some 1,500 long, and half of one is no JSON.
+const MAX_COMPLAINT: usize = 16_000;
+
+/// 2,048 vectors of 4,096 figures in some 12 characters each.
+const MAX_VECTORS: usize = 128 << 20;
 
 /// One provider's address with the headers that every request carries.
 #[derive(Debug)]
@@ -43,7 +49,8 @@ impl Endpoint {
         let web = |url: &Url| matches!(url.scheme(), "http" | "https") && url.has_host();
         let base = Url::parse(base_url).ok().filter(web).ok_or_else(|| BuildError::at("base_url", "`base_url` is no address like `https://host/path`"))?;
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
-        Ok(Self { http: Http { timeout: NO_TIMEOUT, max_bytes: MAX_ANSWER, ..http.clone() }, base, headers })
+        let http = Http { timeout: NO_TIMEOUT, max_bytes: MAX_ANSWER, max_error: MAX_COMPLAINT, ..http.clone() };
+        Ok(Self { http, base, headers })
     }
 
     /// Adds a header to every request; `key` is the setting it comes from.
@@ -80,6 +87,18 @@ impl Endpoint {
         self.http.attempt(request).await.map_err(|error| self.complaint(&error))
     }
 
+    /// Like [`Endpoint::post`], for an answer that is as large as vectors are.
+    pub(super) async fn post_for_vectors(&self, url: &Url, body: Vec<u8>) -> Result<Answer, Complaint> {
+        let request = self.http.client.post(url.clone()).headers(self.headers.clone()).body(body);
+        let http = Http { max_bytes: MAX_VECTORS, ..self.http.clone() };
+        http.attempt(request).await.map_err(|error| self.complaint(&error))
+    }
+
+    /// For an answer that is read as it comes.
+    pub(super) async fn open(&self, url: &Url, body: Vec<u8>) -> Result<Incoming, HttpError> {
+        self.http.open(self.http.client.post(url.clone()).headers(self.headers.clone()).body(body)).await
+    }
+
     pub(super) async fn get(&self, url: Url) -> Result<Answer, Complaint> {
         let request = self.http.client.get(url).headers(self.headers.clone());
         self.http.attempt(request).await.map_err(|error| self.complaint(&error))
@@ -104,91 +123,24 @@ impl Endpoint {
 /// Bytes of a request, built in one pass.
 pub(super) fn body(value: &impl Serialize, capacity: usize) -> Result<Vec<u8>, ProviderError> {
     let mut bytes = Vec::with_capacity(capacity);
-    serde_json::to_writer(&mut bytes, value)
-        .map_err(|error| ProviderError::Rejected { kind: "bad_request", message: format!("the request cannot be written as JSON: {error}") })?;
+    serde_json::to_writer(&mut bytes, value).map_err(unwritable)?;
     Ok(bytes)
 }
 
-/// Why there is no answer, as far as it can be read. Providers and the proxies before them word it differently:
-/// `{"error": {"message", "type", "param", "code", "details": {"error_code"}}}`, `{"error": "..."}`, `{"message": "..."}`, text.
-#[derive(Debug)]
-pub(super) struct Complaint {
-    /// 0 where there was no answer.
-    pub status: u16,
-    /// For people, and to look for words in. Untrusted, one line.
-    pub message: String,
-    pub param: Option<String>,
-    pub retry_after: Option<Duration>,
-    /// `type`, `code` and `details.error_code`.
-    codes: Vec<String>,
-    kind: &'static str,
-    retryable: bool,
+pub(super) fn unwritable(error: serde_json::Error) -> ProviderError {
+    ProviderError::Rejected { kind: "bad_request", message: format!("the request cannot be written as JSON: {error}") }
 }
 
-impl Complaint {
-    fn read(error: &HttpError) -> Self {
-        let mut complaint = Self {
-            status: error.status().unwrap_or(0),
-            message: error.to_string(),
-            param: None,
-            retry_after: error.retry_after(),
-            codes: Vec::new(),
-            kind: error.kind(),
-            retryable: error.is_retryable(),
-        };
-        let HttpError::Status { status, body, headers, .. } = error else { return complaint };
-        // The server knows best: the providers' own clients obey this header before any rule of theirs.
-        match headers.get("x-should-retry").map(HeaderValue::as_bytes) {
-            Some(b"true") => complaint.retryable = true,
-            Some(b"false") => complaint.retryable = false,
-            _ => {}
-        }
-        // The body is clipped, so it may be half a document; then its text is all there is.
-        let Ok(body) = serde_json::from_str::<Value>(body) else { return complaint };
-        let error = body.get("error").unwrap_or(&body);
-        if let Some(message) = error.as_str().or_else(|| error.get("message")?.as_str()) {
-            complaint.message = format!("HTTP {status}: {message}");
-        }
-        complaint.param = error.get("param").and_then(Value::as_str).map(str::to_owned);
-        let codes = [error.get("type"), error.get("code"), error.pointer("/details/error_code")];
-        complaint.codes = codes.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
-        complaint
-    }
+/// Reads one document of a stream.
+pub(super) fn document<'a, T: serde::Deserialize<'a>>(document: &'a str) -> Result<T, HttpError> {
+    serde_json::from_str(document).map_err(|error| HttpError::NotJson(format!("{error}; it begins with `{}`", text::one_line(document, 80))))
+}
 
-    /// Whether it carries one of these codes; where no code could be read, whether its text has one.
-    pub(super) fn has_code(&self, codes: &[&str]) -> bool {
-        codes.iter().any(|code| self.codes.iter().any(|own| own == code) || (self.codes.is_empty() && self.message.contains(code)))
-    }
-
-    /// Whether the request was found wrong and one of these words is in the reason.
-    pub(super) fn names(&self, words: &[&str]) -> bool {
-        matches!(self.status, 400 | 422)
-            && words.iter().any(|word| self.message.contains(word) || self.param.as_deref().is_some_and(|param| param.contains(word)))
-    }
-
-    /// Whether it says that the model or the server does not know, or not take, this parameter.
-    pub(super) fn refuses(&self, parameter: &str) -> bool {
-        const PHRASES: [&str; 8] = ["nsupported", "not support", "nrecognized", "nknown", "not permitted", "not allowed", "deprecated", "xtra inputs"];
-        self.names(&[parameter])
-            && (self.has_code(&["unsupported_parameter", "unsupported_value", "unknown_parameter"])
-                || PHRASES.iter().any(|phrase| self.message.contains(phrase)))
-    }
-
-    /// The class that callers see. `capped`: the provider's own way of saying that money or quota is used up.
-    pub(super) fn into_error(self, capped: bool) -> ProviderError {
-        let blocked = |kind, what: &str| ProviderError::Blocked { kind, message: format!("{what}: {}", self.message) };
-        match self.status {
-            _ if capped => blocked("billing", "quota or credit is used up"),
-            401 => blocked("auth", "key refused"),
-            402 => blocked("billing", "billing"),
-            403 => blocked("forbidden", "not permitted"),
-            404 => blocked("not_found", "no such model or address"),
-            _ if self.retryable => ProviderError::Transient { kind: self.kind, message: self.message, retry_after: self.retry_after },
-            413 => ProviderError::Rejected { kind: "too_large", message: self.message },
-            _ if self.has_code(&["content_filter", "ResponsibleAIPolicyViolation"]) => ProviderError::Rejected { kind: "filtered", message: self.message },
-            _ => ProviderError::Rejected { kind: "bad_request", message: self.message },
-        }
-    }
+/// What a provider learns by refusals of it.
+pub(super) trait Quirks: Copy + PartialEq + fmt::Debug {
+    /// What to try after this complaint; `None` where the request itself is at fault. Ends: each step gives up
+    /// something for good.
+    fn after(self, complaint: &Complaint, request: &ChatRequest) -> Option<Self>;
 }
 
 /// The ids in `{"data": [{"id"}]}`, as OpenAI and Anthropic list their models.
@@ -241,9 +193,42 @@ impl<Q> Default for Learnt<Q> {
     }
 }
 
-impl<Q: Copy> Learnt<Q> {
+impl<Q: Quirks> Learnt<Q> {
+    /// Sends as the model is known to want it, `guess` the first time, and then without what is refused. The outer error of
+    /// `send` is ours, the inner one the server's.
+    pub(super) async fn ask<T, F>(
+        &self,
+        request: &ChatRequest,
+        guess: impl FnOnce() -> Q,
+        send: impl Fn(Q) -> F,
+        into_error: impl Fn(Complaint) -> ProviderError,
+    ) -> Result<T, ProviderError>
+    where
+        F: Future<Output = Result<Result<T, Complaint>, ProviderError>>,
+    {
+        let known = self.of(&request.model, guess);
+        let mut quirks = known;
+        loop {
+            let complaint = match send(quirks).await? {
+                Ok(answer) => {
+                    // Only now it is sure that what was left out was the reason.
+                    if quirks != known {
+                        tracing::info!(model = request.model, ?quirks, "the server refused a parameter and is asked without it from now on");
+                        self.set(&request.model, quirks);
+                    }
+                    return Ok(answer);
+                }
+                Err(complaint) => complaint,
+            };
+            match quirks.after(&complaint, request) {
+                Some(next) => quirks = next,
+                None => return Err(into_error(complaint)),
+            }
+        }
+    }
+
     /// What is known about `model`, `guess` the first time.
-    pub(super) fn of(&self, model: &str, guess: impl FnOnce() -> Q) -> Q {
+    fn of(&self, model: &str, guess: impl FnOnce() -> Q) -> Q {
         // A poisoned lock only means that a reader panicked; the map is whole.
         let known = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(model).copied();
         known.unwrap_or_else(|| {
@@ -253,7 +238,7 @@ impl<Q: Copy> Learnt<Q> {
         })
     }
 
-    pub(super) fn set(&self, model: &str, quirks: Q) {
+    fn set(&self, model: &str, quirks: Q) {
         self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(model.to_owned(), quirks);
     }
 }
@@ -322,48 +307,6 @@ pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn complaint(status: u16, body: &str) -> Complaint {
-        Complaint::read(&HttpError::Status { status, body: body.to_owned(), retry_after: None, headers: Box::default() })
-    }
-
-    #[test]
-    fn a_complaint_is_read_in_every_shape() {
-        let table = [
-            (r#"{"error":{"message":"m","type":"t","param":"p","code":"c"}}"#, "HTTP 400: m"),
-            (r#"{"type":"error","error":{"type":"t","message":"m"}}"#, "HTTP 400: m"),
-            (r#"{"error":"m"}"#, "HTTP 400: m"),
-            (r#"{"message":"m"}"#, "HTTP 400: m"),
-            (r#"{"error":{"message":"m","#, r#"HTTP 400: {"error":{"message":"m","#),
-            ("[1]", "HTTP 400: [1]"),
-        ];
-        for (body, message) in table {
-            assert_eq!(complaint(400, body).message, message, "{body}");
-        }
-        let cut = complaint(429, r#"{"error":{"code":"insufficient_quota","message":"m…"#);
-        assert!(cut.has_code(&["insufficient_quota"]));
-    }
-
-    #[test]
-    fn a_refused_parameter_is_told_from_a_wrong_value() {
-        let refused = complaint(400, r#"{"error":{"message":"Unsupported value","param":"temperature","code":"unsupported_value"}}"#);
-        assert!(refused.refuses("temperature") && !refused.refuses("max_tokens"));
-        assert!(complaint(400, r#"{"error":{"message":"temperature: Extra inputs are not permitted"}}"#).refuses("temperature"));
-        let wrong =
-            complaint(400, r#"{"error":{"message":"max_tokens is too large: 9. This model supports at most 4.","param":"max_tokens","code":"invalid_value"}}"#);
-        assert!(!wrong.refuses("max_tokens"));
-    }
-
-    #[test]
-    fn the_header_decides_whether_to_try_again() {
-        let with = |status, word: &'static str| {
-            let headers = HeaderMap::from_iter([(HeaderName::from_static("x-should-retry"), HeaderValue::from_static(word))]);
-            Complaint::read(&HttpError::Status { status, body: String::new(), retry_after: None, headers: Box::new(headers) }).into_error(false)
-        };
-        assert!(matches!(with(500, "false"), ProviderError::Rejected { .. }));
-        assert!(matches!(with(400, "true"), ProviderError::Transient { .. }));
-        assert!(matches!(with(401, "true"), ProviderError::Blocked { .. }));
-    }
 
     #[test]
     fn a_key_that_a_proxy_quotes_is_taken_out() {

@@ -1,7 +1,8 @@
 //! The one HTTP client and the one retry loop around it.
 //!
 //! A plug-in says what to send and reads what came; waiting, trying again and bounding the answer's size happen here.
-//! Reading the body is part of an attempt, so a connection cut half-way is tried again like one that was never made.
+//! Reading the body is part of an attempt, so a connection cut half-way is tried again like one that was never made
+//! (a body that is read as it comes, [`Http::open`], is its reader's).
 
 use std::time::Duration;
 
@@ -21,6 +22,46 @@ pub struct Answer {
     pub body: Bytes,
 }
 
+/// An answer below 400 of which only the head has come.
+#[derive(Debug)]
+pub struct Incoming {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    response: reqwest::Response,
+    /// Of what is still to come.
+    bytes_left: usize,
+    max_bytes: usize,
+}
+
+impl Incoming {
+    /// The next bytes of the body; `None` at its end.
+    ///
+    /// # Errors
+    /// When the connection is lost or the body is larger than the client's bound.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, HttpError> {
+        let Some(chunk) = self.response.chunk().await.map_err(|error| connection_error(&error))? else { return Ok(None) };
+        self.bytes_left = self.bytes_left.checked_sub(chunk.len()).ok_or(HttpError::TooLarge(self.max_bytes))?;
+        Ok(Some(chunk))
+    }
+
+    /// Reads the rest.
+    ///
+    /// # Errors
+    /// Like [`Incoming::chunk`].
+    pub async fn whole(mut self) -> Result<Answer, HttpError> {
+        let body = self.rest().await?;
+        Ok(Answer { status: self.status, headers: self.headers, body })
+    }
+
+    async fn rest(&mut self) -> Result<Bytes, HttpError> {
+        let mut body = BytesMut::new();
+        while let Some(chunk) = self.chunk().await? {
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    }
+}
+
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum HttpError {
     /// The server answered with an error status. `body` is its text, clipped; untrusted.
@@ -28,9 +69,12 @@ pub enum HttpError {
     Status { status: u16, body: String, retry_after: Option<Duration>, headers: Box<HeaderMap> },
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// Refused, reset, cut half-way, no such host.
-    #[error("connection failed: {0}")]
+    /// No such host, refused, no TLS: nothing was sent, so nothing was done over there.
+    #[error("could not connect: {0}")]
     Connect(String),
+    /// Reset or ended half-way: what was sent may have been done.
+    #[error("connection lost: {0}")]
+    Cut(String),
     #[error("the answer is larger than {0} bytes")]
     TooLarge(usize),
     /// 200, but not what was asked for (an HTML page of a proxy, half a document).
@@ -45,7 +89,7 @@ impl HttpError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Status { status, .. } => matches!(status, 408 | 409 | 429) || *status >= 500,
-            Self::Timeout(_) | Self::Connect(_) | Self::NotJson(_) => true,
+            Self::Timeout(_) | Self::Connect(_) | Self::Cut(_) | Self::NotJson(_) => true,
             Self::TooLarge(_) => false,
         }
     }
@@ -72,11 +116,13 @@ impl HttpError {
         match self {
             Self::Status { status: 429, .. } => "rate_limited",
             Self::Status { status: 401 | 403, .. } => "auth",
+            Self::Status { status: 408, .. } => "timeout",
             Self::Status { status: 529 | 503, .. } => "overloaded",
             Self::Status { status, .. } if *status >= 500 => "server_error",
             Self::Status { .. } => "refused",
             Self::Timeout(_) => "timeout",
-            Self::Connect(_) => "transport",
+            Self::Connect(_) => "connect",
+            Self::Cut(_) => "transport",
             Self::TooLarge(_) => "too_large",
             Self::NotJson(_) => "not_json",
         }
@@ -92,12 +138,14 @@ pub struct Http {
     pub timeout: Duration,
     /// Of an answer, after decompression.
     pub max_bytes: usize,
+    /// Characters kept of the text of an error status.
+    pub max_error: usize,
 }
 
 impl Http {
     #[must_use]
     pub fn new(client: reqwest::Client, retry: Policy) -> Self {
-        Self { client, retry, timeout: Duration::from_secs(60), max_bytes: 64 << 20 }
+        Self { client, retry, timeout: Duration::from_secs(60), max_bytes: 64 << 20, max_error: 500 }
     }
 
     /// One attempt.
@@ -112,26 +160,27 @@ impl Http {
     }
 
     async fn read(&self, request: RequestBuilder) -> Result<Answer, HttpError> {
-        let mut response = request.send().await.map_err(|error| connect_error(&error))?;
+        self.open(request).await?.whole().await
+    }
+
+    /// One attempt, up to the head of the answer, for a body that is read as it comes. Bounds no time.
+    ///
+    /// # Errors
+    /// Any status from 400 on, and everything that keeps the head from arriving.
+    pub async fn open(&self, request: RequestBuilder) -> Result<Incoming, HttpError> {
+        let response = request.send().await.map_err(|error| connection_error(&error))?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let mut body = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| connect_error(&error))? {
-            if body.len() + chunk.len() > self.max_bytes {
-                return Err(HttpError::TooLarge(self.max_bytes));
-            }
-            body.extend_from_slice(&chunk);
+        let mut incoming = Incoming { status, headers, response, bytes_left: self.max_bytes, max_bytes: self.max_bytes };
+        if status.as_u16() < 400 {
+            return Ok(incoming);
         }
-        let body = body.freeze();
-        if status.as_u16() >= 400 {
-            let retry_after = retry_after(&headers);
-            return Err(HttpError::Status {
-                status: status.as_u16(),
-                body: text::one_line(&String::from_utf8_lossy(&body), 500),
-                retry_after,
-                headers: Box::new(headers),
-            });
-        }
-        Ok(Answer { status, headers, body })
+        let body = incoming.rest().await?;
+        Err(HttpError::Status {
+            status: status.as_u16(),
+            body: text::one_line(&String::from_utf8_lossy(&body), self.max_error),
+            retry_after: retry_after(&incoming.headers),
+            headers: Box::new(incoming.headers),
+        })
     }
 
     /// Attempts until one succeeds, one fails for good, or the policy ends.
@@ -190,10 +239,11 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// Says what broke without the URL, which may carry a secret (a webhook's path).
-fn connect_error(error: &reqwest::Error) -> HttpError {
+fn connection_error(error: &reqwest::Error) -> HttpError {
     let mut deepest: &dyn std::error::Error = error;
     while let Some(source) = deepest.source() {
         deepest = source;
     }
-    HttpError::Connect(text::one_line(&deepest.to_string(), 200))
+    let what = text::one_line(&deepest.to_string(), 200);
+    if error.is_connect() { HttpError::Connect(what) } else { HttpError::Cut(what) }
 }

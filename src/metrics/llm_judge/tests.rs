@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    model::Case,
+    model::{Case, Wait},
     providers::{CallCx, CallError, Question, Reply, Role, Stop},
 };
 
@@ -144,7 +144,7 @@ impl Story {
             .map(|(name, outcome)| (name.as_str(), minijinja::context! { reason => outcome.reason(), outcome => outcome.kind(), value => 0.25 }))
             .collect();
         let view = minijinja::context! { scores => scores, trace => minijinja::context! { note => "from the trace" } };
-        let call = CallCx { monitor: "m", metric: "helpful", run_id: "r", item_id: "i" };
+        let call = CallCx { monitor: "m", metric: "helpful", run_id: "r", item_id: "i", budgets: &[] };
         let cx = MetricCx { case: &self.case, view: &view, latency_ms: None, cost_usd: None, scores: &self.scores, call };
         let judgement = judge.judge(&cx).await;
         assert!(model.answers.lock().unwrap().is_empty(), "fewer questions than answers");
@@ -229,7 +229,7 @@ async fn a_refusal_is_not_asked_again() {
 async fn a_second_question_that_has_to_wait_defers() {
     for error in [CallError::OverBudget("spent".to_owned()), CallError::Blocked("spent".to_owned())] {
         let (judgement, _) = Story::default().told([says("hm"), Err(error)]).await;
-        assert_eq!((&judgement.outcome, judgement.usage.cost_usd), (&Outcome::Deferred { reason: "spent".to_owned() }, Some(0.5)));
+        assert_eq!((&judgement.outcome, judgement.usage.cost_usd), (&Outcome::Deferred { reason: "spent".to_owned(), wait: Wait::Budget }, Some(0.5)));
     }
     let gone = CallError::Failed { kind: "transport", message: "connection lost".to_owned() };
     let (judgement, _) = Story::default().told([says("hm"), Err(gone)]).await;
@@ -275,7 +275,7 @@ async fn more_than_half_of_the_samples_have_to_give_a_verdict() {
     let (judgement, _) = three().told([score(2.0), score(4.0), spent()]).await;
     assert_eq!(raw(&judgement), Some(3.0), "what was paid for counts");
     let (judgement, _) = three().told([score(2.0), spent()]).await;
-    assert_eq!(judgement.outcome, Outcome::Deferred { reason: "spent".to_owned() });
+    assert_eq!(judgement.outcome, Outcome::Deferred { reason: "spent".to_owned(), wait: Wait::Budget });
 }
 
 #[tokio::test]
