@@ -184,6 +184,17 @@ fn tasks_are_begun_in_one_place() {
 }
 
 #[test]
+fn keys_are_read_by_one_type() {
+    // The crate's own would take `env:NAME` for the key.
+    let elsewhere: Vec<_> = sources()
+        .iter()
+        .filter(|source| source.path != Path::new("util/secret.rs") && source.code().any(|line| line.contains("secrecy::")))
+        .map(|source| source.path.display().to_string())
+        .collect();
+    assert!(elsewhere.is_empty(), "use util::secret instead of secrecy: {elsewhere:?}");
+}
+
+#[test]
 fn nothing_is_left_for_later() {
     // Built here so that this file is no hit for a search.
     let words = [["TO", "DO"].concat(), ["FIX", "ME"].concat(), ["todo", "!("].concat(), ["unimplemented", "!("].concat()];

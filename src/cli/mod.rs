@@ -6,11 +6,13 @@ mod explain;
 mod export;
 mod infer;
 mod logs;
+mod models;
 mod next;
 mod once;
 mod run;
 mod secrets;
 mod status;
+mod usage;
 mod validate;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -73,6 +75,10 @@ enum Command {
     Export(export::Arguments),
     /// Ask a profile's model, through limits, budgets and prices
     Infer(infer::Arguments),
+    /// Profiles: whether their models answer, and what they cost
+    Models(models::Arguments),
+    /// What models were asked for and what it cost
+    Usage(usage::Arguments),
     /// Keys that settings name `secret:NAME`, sealed in the store under a master key
     Secrets {
         #[command(subcommand)]
@@ -169,6 +175,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Next(arguments) => next::next(&overrides, &arguments),
         Command::Export(arguments) => export::export(&overrides, &arguments),
         Command::Infer(arguments) => infer::infer(&overrides, &arguments),
+        Command::Models(arguments) => models::models(&overrides, &arguments),
+        Command::Usage(arguments) => usage::usage(&overrides, &arguments),
         Command::Secrets { action } => secrets::secrets(&overrides, action),
         Command::Healthcheck => status::healthcheck(&overrides),
         Command::Schema { of } => {

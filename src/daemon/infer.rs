@@ -32,7 +32,7 @@ pub async fn infer(settings: Settings, profile: &str, question: Question, mut te
             Err(error) => outcome = Err(error),
         }
     }
-    world.gateway.keep_books().await;
+    world.gateway.finish().await;
     // An error means that it is closed already.
     let _ = world.services.store.close().await;
     tasks.finish(std::time::Duration::from_secs(10)).await;

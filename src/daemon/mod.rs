@@ -174,7 +174,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         stop.send_replace(true);
         monitors.stop_couriers(LAST_SENDING).await;
         world.couriers.flush(&world.services, Duration::ZERO).await;
-        world.gateway.keep_books().await;
+        world.gateway.finish().await;
         // An error means that it is closed already.
         let _ = world.services.store.close().await;
         drop((monitors, commands));

@@ -91,7 +91,7 @@ pub async fn once(settings: Settings, spec: Arc<MonitorSpec>, request: RunReques
         world.couriers.flush(&world.services, patience).await;
         report.published = pipeline::published(&world.services, &report.run_id, &monitor).await;
     }
-    world.gateway.keep_books().await;
+    world.gateway.finish().await;
     // An error means that it is closed already.
     let _ = world.services.store.close().await;
     tasks.finish(Duration::from_secs(30)).await;

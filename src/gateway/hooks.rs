@@ -5,7 +5,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     connections::Langfuse,
@@ -187,43 +187,74 @@ struct Event {
     call: Arc<Call>,
 }
 
+/// What comes down the line.
+enum Word {
+    Event(Event),
+    /// The last one; answered when all before it is done.
+    End(oneshot::Sender<()>),
+}
+
 /// The near end of the line.
 #[derive(Debug, Clone)]
-pub(super) struct Line(mpsc::Sender<Event>);
+pub(super) struct Line(mpsc::Sender<Word>);
 
 impl Line {
     pub(super) fn tell(&self, hooks: &Arc<[Hook]>, call: &Arc<Call>) {
-        if !hooks.is_empty() && self.0.try_send(Event { hooks: Arc::clone(hooks), call: Arc::clone(call) }).is_err() {
+        if !hooks.is_empty() && self.0.try_send(Word::Event(Event { hooks: Arc::clone(hooks), call: Arc::clone(call) })).is_err() {
             metrics::counter!("llm_hook_events_dropped_total").increment(1);
+        }
+    }
+
+    /// Returns when all that was told is done.
+    pub(super) async fn end(&self) {
+        let (done, answer) = oneshot::channel();
+        if self.0.send(Word::End(done)).await.is_ok() {
+            // A runner that is gone has nothing left to do.
+            let _ = answer.await;
         }
     }
 }
 
 /// The far end: runs the hooks. The caller runs [`Runner::run`] for as long as there are calls.
 pub struct Runner {
-    events: mpsc::Receiver<Event>,
+    words: mpsc::Receiver<Word>,
     store: Option<Store>,
 }
 
 pub(super) fn line(store: Option<Store>) -> (Line, Runner) {
-    let (sender, events) = mpsc::channel(LINE);
-    (Line(sender), Runner { events, store })
+    let (sender, words) = mpsc::channel(LINE);
+    (Line(sender), Runner { words, store })
 }
 
 impl Runner {
-    /// Ends when every gateway that feeds it is gone and all it was told is done.
+    /// Ends when its gateway says so ([`super::Gateway::finish`]) or is gone, with all that it was told done.
     pub async fn run(mut self) {
         let mut batch = Vec::with_capacity(BATCH);
-        while self.events.recv_many(&mut batch, BATCH).await > 0 {
-            let events = std::mem::take(&mut batch);
-            let rows: Vec<CallRow> =
-                events.iter().filter(|event| event.hooks.iter().any(|hook| matches!(hook, Hook::Record))).map(|event| event.call.row()).collect();
-            if let Some(store) = self.store.as_ref().filter(|_| !rows.is_empty()) {
-                guarded("record", async { store.keep_calls(rows).await.map_err(|error| error.to_string()) }).await;
+        while self.words.recv_many(&mut batch, BATCH).await > 0 {
+            let (mut events, mut end) = (Vec::with_capacity(batch.len()), None);
+            for word in batch.drain(..) {
+                match word {
+                    Word::Event(event) => events.push(event),
+                    Word::End(done) => end = Some(done),
+                }
             }
-            let rest = events.iter().flat_map(|event| event.hooks.iter().map(|hook| (hook, &event.call))).filter(|(hook, _)| !matches!(hook, Hook::Record));
-            futures_util::future::join_all(rest.map(|(hook, call)| guarded(hook.name(), look(hook, call)))).await;
+            self.tell(&events).await;
+            if let Some(done) = end {
+                // Who asked may have given up waiting.
+                let _ = done.send(());
+                return;
+            }
         }
+    }
+
+    async fn tell(&self, events: &[Event]) {
+        let rows: Vec<CallRow> =
+            events.iter().filter(|event| event.hooks.iter().any(|hook| matches!(hook, Hook::Record))).map(|event| event.call.row()).collect();
+        if let Some(store) = self.store.as_ref().filter(|_| !rows.is_empty()) {
+            guarded("record", async { store.keep_calls(rows).await.map_err(|error| error.to_string()) }).await;
+        }
+        let rest = events.iter().flat_map(|event| event.hooks.iter().map(|hook| (hook, &event.call))).filter(|(hook, _)| !matches!(hook, Hook::Record));
+        futures_util::future::join_all(rest.map(|(hook, call)| guarded(hook.name(), look(hook, call)))).await;
     }
 }
 

@@ -152,6 +152,7 @@ pub struct Gateway {
     budgets: Arc<Budgets>,
     tally: Arc<Tally>,
     store: Option<Store>,
+    line: hooks::Line,
 }
 
 /// What profiles share.
@@ -207,7 +208,8 @@ impl Gateway {
             profiles.insert(name, Arc::new(Ladder::new(ladder, profile.fallback_on)));
         }
         let providers = spec.providers.into_iter().map(|(name, provider)| (name, provider.provider)).collect();
-        let gateway = Self { providers, profiles, circuits: shared.circuits, budgets: shared.budgets, tally: shared.tally, store: spec.store };
+        let gateway =
+            Self { providers, profiles, circuits: shared.circuits, budgets: shared.budgets, tally: shared.tally, store: spec.store, line: shared.line };
         Ok((gateway, runner))
     }
 
@@ -230,7 +232,13 @@ impl Gateway {
         reasons.collect()
     }
 
-    /// Writes down what has to be, and gives back what is not needed: now and then, and before the store closes.
+    /// The end: hooks are told all there was, the books are closed. Before the store closes.
+    pub async fn finish(&self) {
+        self.line.end().await;
+        self.keep_books().await;
+    }
+
+    /// Writes down what has to be, and gives back what is not needed; now and then.
     pub async fn keep_books(&self) {
         self.budgets.rest().await;
         if let Some(store) = &self.store {

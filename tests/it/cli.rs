@@ -182,7 +182,7 @@ async fn a_line_about_an_item_says_whose_it_is() {
     let _daemon = site.daemon().await;
     site.until("the score", |world| world.langfuse.scored("helpful") == 1).await;
     let log = site.log();
-    let line = log.lines().find(|line| line.contains("tried again")).unwrap_or_else(|| panic!("{log}"));
+    let line = log.lines().find(|line| line.contains("trying again")).unwrap_or_else(|| panic!("{log}"));
     let line: Value = serde_json::from_str(line).unwrap();
     let spans = line["spans"].as_array().unwrap();
     let field = |name: &str| spans.iter().find_map(|span| span[name].as_str());

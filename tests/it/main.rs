@@ -21,6 +21,7 @@ mod build;
 mod cli;
 mod evaluate;
 mod faults;
+mod gateway;
 mod judge;
 mod kills;
 mod pipeline;

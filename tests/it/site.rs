@@ -345,7 +345,7 @@ impl Daemon {
 
 /// Below the range that the system gives to outgoing connections, which would take a port between our look and the
 /// daemon's start. Tests run as threads of one process or as processes of their own.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = (std::process::id() % 11_000) as u16;
     loop {

@@ -227,9 +227,9 @@ async fn a_refusal_is_not_asked_again() {
 
 #[tokio::test]
 async fn a_second_question_that_has_to_wait_defers() {
-    for error in [CallError::OverBudget("spent".to_owned()), CallError::Blocked("spent".to_owned())] {
+    for (error, wait) in [(CallError::OverBudget("spent".to_owned()), Wait::Budget), (CallError::Blocked("spent".to_owned()), Wait::Judge)] {
         let (judgement, _) = Story::default().told([says("hm"), Err(error)]).await;
-        assert_eq!((&judgement.outcome, judgement.usage.cost_usd), (&Outcome::Deferred { reason: "spent".to_owned(), wait: Wait::Budget }, Some(0.5)));
+        assert_eq!((&judgement.outcome, judgement.usage.cost_usd), (&Outcome::Deferred { reason: "spent".to_owned(), wait }, Some(0.5)));
     }
     let gone = CallError::Failed { kind: "transport", message: "connection lost".to_owned() };
     let (judgement, _) = Story::default().told([says("hm"), Err(gone)]).await;

@@ -30,7 +30,7 @@ pub struct Faults(Mutex<Orders>);
 struct Orders {
     queue: VecDeque<Fault>,
     always: Option<Fault>,
-    share: Option<(Fault, f64)>,
+    share: Option<(Vec<Fault>, f64)>,
     latency: Duration,
     chance: u64,
 }
@@ -45,7 +45,12 @@ impl Faults {
     }
 
     pub fn share(&self, fault: Fault, share: f64) {
-        self.0.lock().unwrap().share = Some((fault, share));
+        self.shares(vec![fault], share);
+    }
+
+    /// One of these, each as often as the others.
+    pub fn shares(&self, faults: Vec<Fault>, share: f64) {
+        self.0.lock().unwrap().share = Some((faults, share));
     }
 
     pub fn latency(&self, latency: Duration) {
@@ -78,7 +83,10 @@ impl Orders {
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let chance = ((x ^ (x >> 31)) >> 11) as f64 / (1u64 << 53) as f64;
-        let share = self.share.and_then(|(fault, share)| (chance < share).then_some(fault));
+        let share = self.share.as_ref().filter(|(_, share)| chance < *share).map(|(faults, share)| {
+            let at = (chance / share * faults.len() as f64) as usize;
+            faults[at.min(faults.len() - 1)]
+        });
         (self.latency, self.queue.pop_front().or(self.always).or(share))
     }
 }

@@ -56,6 +56,8 @@ struct Inner {
     prompts: Vec<String>,
     requests: usize,
     answered: usize,
+    /// Of all answers, in tokens, whether they arrived or not.
+    billed: usize,
     in_flight: usize,
     peak: usize,
 }
@@ -73,6 +75,7 @@ impl Llm {
             prompts: Vec::new(),
             requests: 0,
             answered: 0,
+            billed: 0,
             in_flight: 0,
             peak: 0,
         };
@@ -113,6 +116,15 @@ impl Llm {
 
     pub fn answered(&self) -> usize {
         self.state.lock().unwrap().answered
+    }
+
+    /// What the provider would charge for, at the same price for each token.
+    pub fn bill(&self, usd_per_token: f64) -> f64 {
+        self.state.lock().unwrap().billed as f64 * usd_per_token
+    }
+
+    fn charge(&self, tokens: usize) {
+        self.state.lock().unwrap().billed += tokens;
     }
 
     /// Answered or not.
@@ -278,12 +290,34 @@ async fn openai(State(llm): State<Arc<Llm>>, headers: HeaderMap, body: Bytes) ->
         _ => json!({ "role": "assistant", "content": text, "refusal": null }),
     };
     let (input, output) = (tokens(&body), 20);
+    llm.charge(input + output);
+    if body["stream"] == true {
+        return streamed(&text, input, output);
+    }
     let answer = json!({
         "id": "chatcmpl-1", "object": "chat.completion", "created": 1_790_000_000, "model": body["model"],
         "choices": [{ "index": 0, "message": message, "finish_reason": if style == Style::Cut { "length" } else { "stop" }, "logprobs": null }],
         "usage": { "prompt_tokens": input, "completion_tokens": output, "total_tokens": input + output },
     });
     finish(fault, &answer)
+}
+
+/// The text in three chunks, then the usage.
+fn streamed(text: &str, input: usize, output: usize) -> Response {
+    let chunk = |choices: Value, usage: Value| {
+        let chunk = json!({ "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o-mini", "choices": choices, "usage": usage });
+        format!("data: {chunk}\n\n")
+    };
+    let third = text.chars().count().div_ceil(3).max(1);
+    let chars: Vec<char> = text.chars().collect();
+    let mut body: String = chars
+        .chunks(third)
+        .map(|part| chunk(json!([{ "index": 0, "delta": { "content": part.iter().collect::<String>() }, "finish_reason": null }]), Value::Null))
+        .collect();
+    body += &chunk(json!([{ "index": 0, "delta": {}, "finish_reason": "stop" }]), Value::Null);
+    body += &chunk(json!([]), json!({ "prompt_tokens": input, "completion_tokens": output, "total_tokens": input + output }));
+    body += "data: [DONE]\n\n";
+    ([("content-type", "text/event-stream")], body).into_response()
 }
 
 async fn anthropic(State(llm): State<Arc<Llm>>, headers: HeaderMap, body: Bytes) -> Response {
@@ -322,6 +356,7 @@ async fn anthropic(State(llm): State<Arc<Llm>>, headers: HeaderMap, body: Bytes)
         _ if content[0]["type"] == "tool_use" => "tool_use",
         _ => "end_turn",
     };
+    llm.charge(tokens(&body) + 20);
     let usage = json!({ "input_tokens": tokens(&body), "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 20 });
     let answer = json!({
         "id": "msg_1", "type": "message", "role": "assistant", "model": body["model"], "content": content, "stop_reason": stop, "stop_sequence": null, "usage": usage,
