@@ -17,7 +17,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// A profile of assayd.yaml [default: the only one there is]
+    /// A profile of assayd.yaml [default: the environment's, or the only one there is]
     #[arg(long)]
     profile: Option<String>,
     /// JSON Schema that the answer has to follow
@@ -89,7 +89,7 @@ pub(super) fn infer(overrides: &Overrides, arguments: &Arguments) -> Result<(), 
 
 fn profile(settings: &Settings, asked: Option<&str>) -> Result<String, Failure> {
     let known: Vec<&str> = settings.profiles.keys().map(String::as_str).collect();
-    match (asked, known.as_slice()) {
+    match (asked.or(settings.environment.profile.as_deref()), known.as_slice()) {
         (Some(name), _) if known.contains(&name) => Ok(name.to_owned()),
         (Some(name), _) => {
             let hint = text::nearest(name, known.iter().copied()).map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();

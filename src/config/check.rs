@@ -213,7 +213,8 @@ impl Model for Named {
 
 impl Models for Names<'_> {
     fn model(&self, profile: &str) -> Result<Arc<dyn Model>, String> {
-        match self.0.profiles.get(profile) {
+        let named = self.0.environment.profile.as_deref().filter(|_| profile == "default" && !self.0.profiles.contains_key(profile)).unwrap_or(profile);
+        match self.0.profiles.get(named) {
             Some(spec) => Ok(Arc::new(Named(format!("{}/{}", spec.provider, spec.model)))),
             None => {
                 let known = self.0.profiles.keys().map(|known| format!("`{known}`")).collect::<Vec<_>>().join(", ");

@@ -269,8 +269,22 @@ fn auth(section: &Section<AuthSpec>, faults: &mut Vec<Fault>) -> Option<AuthSpec
     Some(spec)
 }
 
-fn environment(written: &Section<BTreeMap<String, EnvironmentSpec>>, faults: &mut Vec<Fault>) -> Option<Environment> {
+fn environment(
+    written: &Section<BTreeMap<String, EnvironmentSpec>>,
+    profiles: &BTreeMap<String, ProfileSpec>,
+    hooks: &BTreeMap<String, HooksSpec>,
+    faults: &mut Vec<Fault>,
+) -> Option<Environment> {
     let environments = written.read(faults)?;
+    for (name, environment) in &environments {
+        let at = |key: &str| written.node.get(name).and_then(|node| node.get(key)).map_or(&written.node.at, |node| &node.at);
+        if let Some(profile) = environment.profile.as_ref().filter(|profile| !profiles.contains_key(*profile)) {
+            faults.push(Fault::new(at("profile"), format!("`{profile}` is no profile{}", near(profile, profiles.keys()))));
+        }
+        if let Some(set) = environment.hooks.as_ref().filter(|set| !hooks.contains_key(*set)) {
+            faults.push(Fault::new(at("hooks"), format!("`hooks` has no `{set}`{}", near(set, hooks.keys()))));
+        }
+    }
     match super::gateway::chosen(&environments, std::env::var("ASSAYD_ENV").ok().as_deref()) {
         Ok(environment) => Some(environment),
         Err(message) => {
@@ -278,6 +292,11 @@ fn environment(written: &Section<BTreeMap<String, EnvironmentSpec>>, faults: &mu
             None
         }
     }
+}
+
+/// `, did you mean ...?`, or nothing.
+fn near<'a>(word: &str, known: impl Iterator<Item = &'a String>) -> String {
+    text::nearest(word, known.map(String::as_str)).map(|near| format!(", did you mean `{near}`?")).unwrap_or_default()
 }
 
 fn providers(nodes: BTreeMap<String, Node>, faults: &mut Vec<Fault>) -> BTreeMap<String, ProviderSpec> {
@@ -295,6 +314,7 @@ fn providers(nodes: BTreeMap<String, Node>, faults: &mut Vec<Fault>) -> BTreeMap
 fn profiles(
     sections: BTreeMap<String, Section<ProfileSpec>>,
     providers: &BTreeMap<String, ProviderSpec>,
+    hooks: &BTreeMap<String, HooksSpec>,
     faults: &mut Vec<Fault>,
 ) -> BTreeMap<String, ProfileSpec> {
     let names: Vec<String> = sections.keys().cloned().collect();
@@ -308,9 +328,11 @@ fn profiles(
             faults.push(Fault::new(at("provider"), format!("there is no provider `{}`: {known}", spec.provider)));
         }
         for fallback in spec.fallback.iter().filter(|fallback| !names.contains(fallback) || **fallback == name) {
-            let hint = text::nearest(fallback, names.iter().filter(|other| **other != name).map(String::as_str));
-            let hint = hint.map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();
+            let hint = near(fallback, names.iter().filter(|other| **other != name));
             faults.push(Fault::new(at("fallback"), format!("`{fallback}` is no other profile{hint}")));
+        }
+        if let Some(set) = spec.hooks.as_ref().filter(|set| !hooks.contains_key(*set)) {
+            faults.push(Fault::new(at("hooks"), format!("`hooks` has no `{set}`{}", near(set, hooks.keys()))));
         }
         profiles.insert(name, spec);
     }
@@ -341,9 +363,9 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
         }),
     };
     let hooks: BTreeMap<String, HooksSpec> = file.hooks.unwrap_or_default().into_iter().filter_map(|(name, hooks)| Some((name, hooks.read(faults)?))).collect();
-    let environment = file.environments.as_ref().and_then(|section| environment(section, faults)).unwrap_or_default();
     let providers = providers(file.providers.unwrap_or_default(), faults);
-    let profiles = profiles(file.profiles.unwrap_or_default(), &providers, faults);
+    let profiles = profiles(file.profiles.unwrap_or_default(), &providers, &hooks, faults);
+    let environment = file.environments.as_ref().and_then(|section| environment(section, &profiles, &hooks, faults)).unwrap_or_default();
     let relative = |path: PathBuf| if path.is_absolute() { path } else { base.join(path) };
     let mut log = section(file.log, faults).unwrap_or_default();
     if let Some(level) = &overrides.log_level {

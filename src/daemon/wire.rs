@@ -98,6 +98,7 @@ pub fn gateway(settings: &Settings, http: &Http, store: Option<Store>, clock: Ar
     Ok(Gateway::new(GatewaySpec {
         providers,
         profiles,
+        default: settings.environment.profile.clone(),
         prices: settings.prices.clone(),
         judge_calls: settings.concurrency.judge_calls,
         retry: settings.retry,

@@ -58,6 +58,9 @@ use crate::{
     util::{backoff::Policy, redact::Kind},
 };
 
+/// What a monitor may name instead of a profile: the one of the environment.
+const DEFAULT: &str = "default";
+
 /// Of an answer, where neither profile nor question says.
 const MAX_TOKENS: u32 = 1024;
 
@@ -71,6 +74,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
 pub struct GatewaySpec {
     pub providers: BTreeMap<String, ProviderSpec>,
     pub profiles: BTreeMap<String, ProfileSpec>,
+    /// The profile that `default` stands for.
+    pub default: Option<String>,
     /// Over the shipped table.
     pub prices: BTreeMap<String, Price>,
     /// Calls at the same time, over all providers; at least 1.
@@ -206,6 +211,9 @@ impl Gateway {
                 ladder.push(Arc::clone(rung));
             }
             profiles.insert(name, Arc::new(Ladder::new(ladder, profile.fallback_on)));
+        }
+        if let Some(ladder) = spec.default.and_then(|name| profiles.get(&name).cloned()) {
+            profiles.entry(DEFAULT.to_owned()).or_insert(ladder);
         }
         let providers = spec.providers.into_iter().map(|(name, provider)| (name, provider.provider)).collect();
         let gateway =

@@ -83,6 +83,7 @@ fn gateway(provider: &Arc<Scripted>, judge_calls: usize, concurrency: Option<usi
     Gateway::new(GatewaySpec {
         providers: BTreeMap::from([("main".to_owned(), ProviderSpec { provider, limits: Limits { concurrency, ..Limits::default() } })]),
         profiles: BTreeMap::from([("judge".to_owned(), profile.clone()), ("other".to_owned(), profile)]),
+        default: None,
         prices: BTreeMap::new(),
         judge_calls,
         retry: Policy::default(),
@@ -239,6 +240,7 @@ async fn names_that_are_not_there_are_told_with_those_that_are() {
     let lost = GatewaySpec {
         providers: BTreeMap::new(),
         profiles: BTreeMap::from([("judge".to_owned(), ProfileSpec { provider: "x".to_owned(), ..ProfileSpec::default() })]),
+        default: None,
         prices: BTreeMap::new(),
         judge_calls: 1,
         retry: Policy::default(),
@@ -263,6 +265,7 @@ fn ladder(first: &Arc<Scripted>, second: &Arc<Scripted>, on: Vec<FallbackOn>) ->
     Gateway::new(GatewaySpec {
         providers: BTreeMap::from([("first".to_owned(), provider(first)), ("second".to_owned(), provider(second))]),
         profiles: BTreeMap::from([("judge".to_owned(), profile("first", &["cheap"])), ("cheap".to_owned(), profile("second", &[]))]),
+        default: None,
         prices: BTreeMap::new(),
         judge_calls: 4,
         retry: Policy { attempts: 2, ..Policy::default() },
@@ -314,6 +317,7 @@ async fn a_minute_takes_no_more_than_its_requests() {
     let gateway = Gateway::new(GatewaySpec {
         providers: BTreeMap::from([("main".to_owned(), ProviderSpec { provider: Arc::clone(&provider) as Arc<dyn Provider>, limits: Limits::default() })]),
         profiles: BTreeMap::from([("judge".to_owned(), spec)]),
+        default: None,
         prices: BTreeMap::new(),
         judge_calls: 64,
         retry: Policy::default(),

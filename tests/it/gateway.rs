@@ -309,3 +309,35 @@ async fn others_call_profiles_by_openais_protocol() {
     let (status, text) = ask(question).await;
     assert_eq!(status, 502, "{text}");
 }
+
+/// What a user of OpenAI's own client writes; the port is the first argument.
+const CLIENT: &str = r#"
+import sys, openai
+client = openai.OpenAI(base_url=f"http://127.0.0.1:{sys.argv[1]}/v1", api_key="any", max_retries=0)
+print([model.id for model in client.models.list()])
+answer = client.chat.completions.create(model="judge", messages=[{"role": "user", "content": "hi"}], temperature=0, max_completion_tokens=50)
+print(answer.choices[0].message.content, answer.choices[0].finish_reason, answer.usage.total_tokens > 20)
+parts = client.chat.completions.create(model="judge", messages=[{"role": "user", "content": "hi"}], stream=True, stream_options={"include_usage": True})
+print("".join(part.choices[0].delta.content or "" for part in parts if part.choices))
+try:
+    client.chat.completions.create(model="none", messages=[{"role": "user", "content": "hi"}])
+except openai.NotFoundError as error:
+    print(error.code)
+"#;
+
+#[tokio::test]
+async fn openais_own_client_is_understood() {
+    let python = std::env::var("ASSAYD_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let known = Command::new(&python).args(["-c", "import openai"]).stderr(Stdio::null()).status();
+    if !known.is_ok_and(|status| status.success()) {
+        assert!(std::env::var("ASSAYD_TEST_REQUIRE_OPENAI").is_err(), "{python} has no openai");
+        eprintln!("NOT TESTED: {python} has no openai");
+        return;
+    }
+    let site = Site::new().await;
+    site.world.llm.words(|_| Some("Hello, world".to_owned()));
+    let _daemon = site.daemon().await;
+    let ran = tokio::process::Command::new(&python).args(["-c", CLIENT, &site.port.to_string()]).env("NO_PROXY", "*").output().await.unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert_eq!(said, "['judge', 'judge-a']\nHello, world stop True\nHello, world\nmodel_not_found\n", "{}", String::from_utf8_lossy(&ran.stderr));
+}
