@@ -28,6 +28,7 @@
 //! - One process writes a state folder ([`store::lock`]); any number read it. The sealed secrets alone are written by
 //!   `assayd secrets`, in a table that no daemon writes.
 //! - A key is a [`util::secret::SecretString`] from where it is read: never shown, looked up where the settings only name it.
+//! - No call is made that a budget would have to pay and whose worst case is not set aside on disk ([`gateway`]).
 //! - Only [`daemon::supervisor`] begins tasks, only [`schedule::clock`] reads the wall clock for decisions.
 //!
 //! # Two schedulers, and why

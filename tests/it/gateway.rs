@@ -95,18 +95,40 @@ async fn a_model_that_fails_in_every_way_costs_no_item_and_no_more_than_the_budg
     site.settings["retry"] = json!({ "attempts": 6, "max_elapsed": "20s" });
     site.save();
     site.world.langfuse.add_some(60);
-    let faults = vec![Fault::Status(429), Fault::Status(529), Fault::Status(500), Fault::Html, Fault::Drop, Fault::Cut, Fault::Hang];
+    let faults =
+        vec![Fault::Status(429), Fault::Status(529), Fault::Status(500), Fault::Html, Fault::Drop, Fault::Cut, Fault::Hang, Fault::NoText, Fault::Huge];
     site.world.llm.faults.shares(faults, 0.2);
     site.monitor("m", &with(langfuse(), budget(5.0)));
     let report = site.once("m").await;
     let rows = site.export(&[]).await;
     assert_eq!(rows.len(), 60, "each item has its one row: {report}");
     assert!(rows.iter().all(|row| row["outcome"] == "scored" || !row["reason"].as_str().unwrap().is_empty()));
-    assert!(rows.iter().filter(|row| row["outcome"] == "scored").count() >= 58, "six attempts at one in five: {report}");
+    assert!(rows.iter().filter(|row| row["outcome"] == "scored").count() >= 54, "six attempts at one in five, and none at what is too large: {report}");
     // Only an answer that was cut off on its way is paid for again.
     assert!(site.world.llm.most_calls() <= 3 && site.world.llm.bill(USD_PER_TOKEN) <= 5.0);
     let usage = site.run(&["usage", "--by", "monitor", "--format", "json"]).await.expect(0).json();
     assert_eq!((usage[0]["name"].as_str(), usage[0]["calls"].as_u64()), (Some("m"), Some(60)));
+}
+
+#[tokio::test]
+async fn what_was_never_reached_costs_no_money() {
+    let mut site = Site::new().await;
+    priced(&mut site);
+    let tls_where_there_is_none = site.world.llm.url.replace("http://", "https://");
+    let right = site.settings["providers"]["openai"]["base_url"].clone();
+    site.settings["retry"] = json!({ "attempts": 2, "max_elapsed": "5s" });
+    site.world.langfuse.add_some(1);
+    // Enough for one call and no more.
+    site.monitor("m", &with(langfuse(), with(budget(0.04), json!({ "evaluation": { "concurrency": 1, "max_attempts": 9 } }))));
+    for wrong in ["http://nowhere.invalid/v1", &format!("{tls_where_there_is_none}/v1")] {
+        site.settings["providers"]["openai"]["base_url"] = json!(wrong);
+        site.save();
+        let report = site.once_with("m", &[], 1).await;
+        assert!(report["error"].as_str().unwrap().contains("could not connect"), "{report}");
+    }
+    site.settings["providers"]["openai"]["base_url"] = right;
+    site.save();
+    assert_eq!(site.once("m").await["counts"]["scored"].as_u64(), Some(1));
 }
 
 #[tokio::test]

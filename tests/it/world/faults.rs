@@ -20,6 +20,10 @@ pub enum Fault {
     Hang,
     /// 200 and a proxy's page.
     Html,
+    /// 200 and 50 MB of it.
+    Huge,
+    /// 200 and what is no text.
+    NoText,
 }
 
 /// Faults to order. A queue comes before what is `always` so; a share strikes by a fixed sequence of chances.
@@ -105,6 +109,8 @@ pub fn answer(fault: Fault, truth: &[u8]) -> Response {
             }
         }
         Fault::Html => ([(header::CONTENT_TYPE, "text/html")], "<!doctype html><html><body><h1>Sign in to the proxy</h1></body></html>").into_response(),
+        Fault::Huge => ([(header::CONTENT_TYPE, "application/json")], vec![b' '; 50 << 20]).into_response(),
+        Fault::NoText => ([(header::CONTENT_TYPE, "application/json")], vec![b'{', b'"', 0xff, 0xfe, b'"', b'}']).into_response(),
         Fault::Drop | Fault::Hang => broken(Vec::new(), 100),
         Fault::Cut => broken(truth[..truth.len() / 2].to_vec(), truth.len()),
     }
