@@ -128,4 +128,14 @@ fn describe() {
     describe_gauge!("assayd_alerts", "Alerts by state");
     describe_counter!("assayd_config_reloads_total", "Reloads by result");
     describe_gauge!("assayd_monitors", "Monitors by state");
+    describe_gauge!("assayd_budget_spent_usd", "Spent of the monitor's budget in its period, or counted as spent");
+    describe_counter!("llm_requests_total", "Attempts to ask a model, by how they ended");
+    describe_histogram!("llm_latency_seconds", "Duration of an attempt");
+    describe_counter!("llm_tokens_total", "Tokens of questions and answers");
+    describe_gauge!("llm_cost_usd_total", "Cost of all answers; only ever grows");
+    describe_counter!("llm_cache_requests_total", "Look-ups of kept answers: memory, shelf, shared, miss, error");
+    describe_counter!("llm_retries_total", "Attempts made again, by reason");
+    describe_counter!("llm_guard_total", "Answers to look at, by what the hook `guard` found");
+    describe_counter!("llm_hook_errors_total", "Hooks that failed");
+    describe_counter!("llm_hook_events_dropped_total", "Events that hooks could not follow");
 }
