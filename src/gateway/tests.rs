@@ -77,16 +77,20 @@ fn refused() -> Outcome {
     Err(ProviderError::Blocked { kind: "auth", message: "key refused: HTTP 401: no".to_owned() })
 }
 
-fn gateway(provider: &Arc<Scripted>, judge_calls: usize, concurrency: Option<usize>) -> Gateway {
-    let provider = Arc::clone(provider) as Arc<dyn Provider>;
-    let profile = ProfileSpec { provider: "main".to_owned(), model: "gpt-4o-mini".to_owned(), timeout: Some(Duration::from_secs(5)), ..ProfileSpec::default() };
+/// A gateway without store, budgets and prices of its own.
+fn built<const N: usize, const M: usize>(
+    providers: [(String, ProviderSpec); N],
+    profiles: [(String, ProfileSpec); M],
+    judge_calls: usize,
+    retry: Policy,
+) -> Gateway {
     Gateway::new(GatewaySpec {
-        providers: BTreeMap::from([("main".to_owned(), ProviderSpec { provider, limits: Limits { concurrency, ..Limits::default() } })]),
-        profiles: BTreeMap::from([("judge".to_owned(), profile.clone()), ("other".to_owned(), profile)]),
+        providers: BTreeMap::from(providers),
+        profiles: BTreeMap::from(profiles),
         default: None,
         prices: BTreeMap::new(),
         judge_calls,
-        retry: Policy::default(),
+        retry,
         budgets: Vec::new(),
         cache: CacheSpec::default(),
         store: None,
@@ -94,6 +98,17 @@ fn gateway(provider: &Arc<Scripted>, judge_calls: usize, concurrency: Option<usi
     })
     .unwrap()
     .0
+}
+
+fn gateway(provider: &Arc<Scripted>, judge_calls: usize, concurrency: Option<usize>) -> Gateway {
+    let provider = Arc::clone(provider) as Arc<dyn Provider>;
+    let profile = ProfileSpec { provider: "main".to_owned(), model: "gpt-4o-mini".to_owned(), timeout: Some(Duration::from_secs(5)), ..ProfileSpec::default() };
+    built(
+        [("main".to_owned(), ProviderSpec { provider, limits: Limits { concurrency, ..Limits::default() } })],
+        [("judge".to_owned(), profile.clone()), ("other".to_owned(), profile)],
+        judge_calls,
+        Policy::default(),
+    )
 }
 
 async fn ask(model: &Arc<dyn Model>) -> Result<Reply, CallError> {
@@ -262,20 +277,12 @@ fn ladder(first: &Arc<Scripted>, second: &Arc<Scripted>, on: Vec<FallbackOn>) ->
         fallback_on: on.clone(),
         ..ProfileSpec::default()
     };
-    Gateway::new(GatewaySpec {
-        providers: BTreeMap::from([("first".to_owned(), provider(first)), ("second".to_owned(), provider(second))]),
-        profiles: BTreeMap::from([("judge".to_owned(), profile("first", &["cheap"])), ("cheap".to_owned(), profile("second", &[]))]),
-        default: None,
-        prices: BTreeMap::new(),
-        judge_calls: 4,
-        retry: Policy { attempts: 2, ..Policy::default() },
-        budgets: Vec::new(),
-        cache: CacheSpec::default(),
-        store: None,
-        clock: Arc::new(crate::schedule::clock::SystemClock),
-    })
-    .unwrap()
-    .0
+    built(
+        [("first".to_owned(), provider(first)), ("second".to_owned(), provider(second))],
+        [("judge".to_owned(), profile("first", &["cheap"])), ("cheap".to_owned(), profile("second", &[]))],
+        4,
+        Policy { attempts: 2, ..Policy::default() },
+    )
 }
 
 #[tokio::test(start_paused = true)]
@@ -314,20 +321,12 @@ async fn a_minute_takes_no_more_than_its_requests() {
     let provider = Scripted::new([], fine(), 1);
     let spec =
         ProfileSpec { provider: "main".to_owned(), model: "m".to_owned(), limits: Limits { rpm: Some(120), ..Limits::default() }, ..ProfileSpec::default() };
-    let gateway = Gateway::new(GatewaySpec {
-        providers: BTreeMap::from([("main".to_owned(), ProviderSpec { provider: Arc::clone(&provider) as Arc<dyn Provider>, limits: Limits::default() })]),
-        profiles: BTreeMap::from([("judge".to_owned(), spec)]),
-        default: None,
-        prices: BTreeMap::new(),
-        judge_calls: 64,
-        retry: Policy::default(),
-        budgets: Vec::new(),
-        cache: CacheSpec::default(),
-        store: None,
-        clock: Arc::new(crate::schedule::clock::SystemClock),
-    })
-    .unwrap()
-    .0;
+    let gateway = built(
+        [("main".to_owned(), ProviderSpec { provider: Arc::clone(&provider) as Arc<dyn Provider>, limits: Limits::default() })],
+        [("judge".to_owned(), spec)],
+        64,
+        Policy::default(),
+    );
     let judge = gateway.model("judge").unwrap();
     let begin = Instant::now();
     let replies = join_all((0..122).map(|_| ask(&judge))).await;
