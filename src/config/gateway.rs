@@ -8,7 +8,11 @@ use serde::{
     de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use crate::util::{duration::Human, secret::SecretString, text};
+use crate::util::{
+    duration::Human,
+    secret::{self, SecretString},
+    text,
+};
 
 /// Answers kept beyond the process, and how much of them in memory.
 #[derive(Debug, Clone)]
@@ -41,7 +45,8 @@ impl CacheSpec {
     fn at<E: Error>(url: SecretString) -> Result<Self, E> {
         use crate::util::secret::ExposeSecret;
         match url.expose_secret() {
-            "sqlite" => Ok(Self::default()),
+            // Of one that was not looked up nothing is known, and nobody connects to it.
+            "sqlite" | super::secrets::UNNEEDED => Ok(Self::default()),
             redis if redis.starts_with("redis://") || redis.starts_with("rediss://") => Ok(Self { redis: Some(url), ..Self::default() }),
             // Not repeated: it may hold a password.
             _ => Err(E::custom("a cache is `sqlite` or an address that begins with `redis://` or `rediss://`")),
@@ -61,7 +66,7 @@ impl<'de> Deserialize<'de> for CacheSpec {
             }
 
             fn visit_str<E: Error>(self, url: &str) -> Result<CacheSpec, E> {
-                CacheSpec::at(SecretString::from(url.to_owned()))
+                CacheSpec::at(secret::find(url).map_err(E::custom)?)
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<CacheSpec, A::Error> {
@@ -209,5 +214,22 @@ pub(super) fn chosen(environments: &BTreeMap<String, EnvironmentSpec>, name: Opt
             let known = environments.keys().map(|known| format!("`{known}`")).collect::<Vec<_>>().join(", ");
             Err(format!("ASSAYD_ENV is `{}`, and `environments` has {known}", text::one_line(name, 40)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::{config::secrets::Unneeded, util::secret::looking_up};
+
+    #[test]
+    fn the_address_of_a_cache_may_stand_elsewhere() {
+        let read = |text: &str| serde_json::from_value::<CacheSpec>(serde_json::json!(text));
+        assert!(read("redis://somewhere").unwrap().redis.is_some() && read("sqlite").unwrap().redis.is_none());
+        assert!(!read("http://user:hidden@somewhere").unwrap_err().to_string().contains("hidden"));
+        // A command that calls nobody does not look it up, and is no worse for it.
+        assert!(looking_up(Rc::new(Unneeded), || read("env:REDIS_URL")).unwrap().redis.is_none());
     }
 }

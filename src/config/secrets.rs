@@ -131,8 +131,11 @@ impl Lookup for Keyring {
 /// For commands that call nobody: they work where the keys are not, as in a shell beside the service.
 pub(super) struct Unneeded;
 
+/// What stands for a key that nobody looked up.
+pub(super) const UNNEEDED: &str = "not looked up";
+
 impl Lookup for Unneeded {
     fn look_up(&self, _: Reference<'_>) -> Result<SecretString, String> {
-        Ok("not looked up".into())
+        Ok(UNNEEDED.into())
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Budgets {
     /// Over all monitors.
     overall: Vec<Budget>,
     accounts: Mutex<HashMap<Key, Arc<Account>>>,
+    /// One account is opened at a time, so that what was read from disk is not out of date once it is used.
+    opening: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -68,19 +70,24 @@ enum Fit {
 
 impl Money {
     fn fit(&self, worst: i64) -> Fit {
-        if self.settled + self.reserved + worst <= self.limit {
+        // Saturating: a price that is a slip of the keyboard must not come out small.
+        if self.settled.saturating_add(self.reserved).saturating_add(worst) <= self.limit {
             Fit::Now
-        } else if self.settled + worst <= self.limit {
+        } else if self.settled.saturating_add(worst) <= self.limit {
             Fit::Later
         } else {
             Fit::Never
         }
     }
 
+    fn is_written(&self) -> bool {
+        self.committed == self.settled
+    }
+
     /// What has to be on disk before the calls that are reserved may be made; `None` where it is.
     fn wants(&self) -> Option<i64> {
-        let used = self.settled + self.reserved;
-        (used > self.committed).then(|| (used + self.limit / BLOCKS).min(self.limit).max(used))
+        let used = self.settled.saturating_add(self.reserved);
+        (used > self.committed).then(|| used.saturating_add(self.limit / BLOCKS).min(self.limit).max(used))
     }
 }
 
@@ -100,7 +107,7 @@ impl From<Closed> for Refusal {
 
 impl Budgets {
     pub(super) fn new(store: Option<Store>, clock: Arc<dyn Clock>, overall: Vec<Budget>) -> Self {
-        Self { store, clock, overall, accounts: Mutex::default() }
+        Self { store, clock, overall, accounts: Mutex::default(), opening: tokio::sync::Mutex::default() }
     }
 
     /// Whether calls of this caller have to be paid for from a budget.
@@ -115,7 +122,7 @@ impl Budgets {
     pub(super) async fn reserve(&self, cx: &CallCx<'_>, worst: i64) -> Result<Reservation, Refusal> {
         let Some(store) = self.store.as_ref().filter(|_| self.apply(cx)) else { return Ok(Reservation::default()) };
         let now = self.clock.now();
-        let mut reservation = Reservation { worst, accounts: Vec::with_capacity(cx.budgets.len() + self.overall.len()) };
+        let mut reservation = Reservation { worst, accounts: Vec::with_capacity(cx.budgets.len() + self.overall.len()), begun: false };
         // Always in this order. Nobody waits for an account while holding one that the other waits for: what is held is
         // given back before a wait.
         let wanted: Vec<(Key, Option<&str>, Budget)> = (cx.budgets.iter().map(|budget| (of_monitor(cx, *budget, now), Some(cx.monitor), *budget)))
@@ -160,7 +167,9 @@ impl Budgets {
             }
         }
         let oldest = Per::Month.start(now).min(Per::Week.start(now)).as_microsecond();
-        self.lock().retain(|(_, period), account| *period == 0 && Arc::strong_count(account) > 1 || *period >= oldest);
+        // What disk does not say yet is not forgotten.
+        let in_use = |account: &Arc<Account>| Arc::strong_count(account) > 1 || !account.lock().is_written();
+        self.lock().retain(|(_, period), account| *period == 0 && in_use(account) || *period >= oldest);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Account>>> {
@@ -168,11 +177,19 @@ impl Budgets {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn known(&self, key: &Key, budget: Budget) -> Option<Arc<Account>> {
+        let account = self.lock().get(key).cloned()?;
+        // A reload may have changed the limit.
+        account.lock().limit = budget.nano_usd;
+        Some(account)
+    }
+
     async fn account(&self, store: &Store, key: &Key, monitor: Option<&str>, budget: Budget) -> Result<Arc<Account>, Refusal> {
-        let found = self.lock().get(key).cloned();
-        if let Some(account) = found {
-            // A reload may have changed the limit.
-            account.lock().limit = budget.nano_usd;
+        if let Some(account) = self.known(key, budget) {
+            return Ok(account);
+        }
+        let _turn = self.opening.lock().await;
+        if let Some(account) = self.known(key, budget) {
             return Ok(account);
         }
         // What a process before this one committed and did not give back counts as spent.
@@ -220,7 +237,7 @@ impl Account {
     fn settle(&self, worst: i64, actual: i64) {
         let mut money = self.lock();
         money.reserved -= worst;
-        money.settled += actual;
+        money.settled = money.settled.saturating_add(actual);
         if let Some(monitor) = &self.monitor {
             telemetry::budget_spent(monitor, usd(money.settled));
         }
@@ -246,7 +263,8 @@ impl Account {
         let _turn = self.write.lock().await;
         let target = {
             let mut money = self.lock();
-            if money.reserved > 0 || money.committed <= money.settled {
+            // Less is committed than settled where a call cost more than its worst case: that, too, has to outlive a crash.
+            if money.reserved > 0 || money.is_written() {
                 return Ok(());
             }
             // Before the write: who reserves meanwhile waits for a commit of its own, behind this turn.
@@ -264,14 +282,21 @@ impl Account {
 }
 
 /// Money set aside for one call. Dropped without [`Reservation::settle`] (the call was cancelled and may have been billed) it
-/// counts as spent.
+/// counts as spent, if [`Reservation::begin`] was called, and is given back otherwise.
 #[derive(Debug, Default)]
 pub(super) struct Reservation {
     worst: i64,
     accounts: Vec<Arc<Account>>,
+    /// The call may be on its way.
+    begun: bool,
 }
 
 impl Reservation {
+    /// From here on the call may be billed.
+    pub(super) fn begin(&mut self) {
+        self.begun = true;
+    }
+
     /// `actual`: what the call cost, in nano-USD; `None` where that is not known, which counts as the worst.
     pub(super) fn settle(mut self, actual: Option<i64>) {
         self.end(actual.unwrap_or(self.worst));
@@ -290,7 +315,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.end(self.worst);
+        self.end(if self.begun { self.worst } else { 0 });
     }
 }
 
@@ -383,6 +408,44 @@ mod tests {
                 budgets.reserve(&cx(&limits), 4 * CENT).await.unwrap().settle(Some(4 * CENT));
             })
             .await;
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_cancelled_before_it_began_costs_nothing() {
+        let books = Books::new();
+        let limits = [day(10)];
+        books
+            .process(Vec::new(), async |budgets| {
+                drop(budgets.reserve(&cx(&limits), 10 * CENT).await.unwrap());
+                let mut begun = budgets.reserve(&cx(&limits), 10 * CENT).await.unwrap();
+                begun.begin();
+                drop(begun);
+                assert!(matches!(budgets.reserve(&cx(&limits), CENT).await, Err(Refusal::Over(_))));
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn what_cost_more_than_its_worst_case_is_not_forgotten() {
+        let books = Books::new();
+        for per in [Per::Run, Per::Day] {
+            let limits = [Budget { nano_usd: 10 * CENT, per }];
+            let left = async |budgets: &Budgets| budgets.reserve(&cx(&limits), CENT).await.is_ok();
+            books
+                .process(Vec::new(), async |budgets| {
+                    budgets.reserve(&cx(&limits), CENT).await.unwrap().settle(Some(10 * CENT));
+                    budgets.rest().await;
+                    assert!(!left(budgets).await, "{per:?}, an account at rest");
+                })
+                .await;
+            assert!(!books.process(Vec::new(), async |budgets| left(budgets).await).await, "{per:?}, the next process");
+        }
+    }
+
+    #[test]
+    fn no_price_is_so_large_that_it_fits() {
+        let money = Money { limit: CENT, settled: 1, reserved: 1, committed: CENT };
+        assert_eq!(money.fit(i64::MAX), Fit::Never);
     }
 
     #[tokio::test]

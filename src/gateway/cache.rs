@@ -107,7 +107,29 @@ impl Answers {
     }
 
     /// The answer that is kept, or else `fetch`'s, which is kept from now on if it is fit for it.
-    pub(super) async fn get_or(&self, key: Key, keep: Keep, schema: bool, fetch: impl Future<Output = Result<Reply, CallError>>) -> Result<Reply, CallError> {
+    pub(super) async fn get_or<F>(&self, key: Key, keep: Keep, schema: bool, fetch: impl Fn() -> F) -> Result<Reply, CallError>
+    where
+        F: Future<Output = Result<Reply, CallError>>,
+    {
+        loop {
+            let fresh = AtomicBool::new(false);
+            match self.look_or(key, keep, schema, &fresh, fetch()).await {
+                // Somebody else's money was spent; the own may not be.
+                Err(CallError::OverBudget(_)) if !fresh.load(Ordering::Relaxed) => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// `fresh` becomes true where it was this call that fetched.
+    async fn look_or(
+        &self,
+        key: Key,
+        keep: Keep,
+        schema: bool,
+        fresh: &AtomicBool,
+        fetch: impl Future<Output = Result<Reply, CallError>>,
+    ) -> Result<Reply, CallError> {
         let now_us = self.clock.now().as_microsecond();
         if let Some(kept) = self.memory.get(&key).await {
             if kept.until_us > now_us {
@@ -116,7 +138,6 @@ impl Answers {
             }
             self.memory.invalidate(&key).await;
         }
-        let fresh = AtomicBool::new(false);
         let look = async {
             if let Some(kept) = self.shelved(&key, now_us).await {
                 counted("shelf");
@@ -257,4 +278,26 @@ pub(super) fn key(provider: &str, request: &ChatRequest, sample: u32) -> Key {
     add(&format!("{:?} {:?} {:?} {} {sample}", request.temperature, request.top_p, request.stop, request.max_tokens));
     add(&request.schema.as_ref().map(ToString::to_string).unwrap_or_default());
     *hasher.finalize().as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::clock::SystemClock;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_money_does_not_share_the_refusal_of_who_has_none() {
+        let answers = Answers::new(None, 1 << 20, Arc::new(SystemClock));
+        let keep = Keep { ttl: Duration::from_mins(1), random: false };
+        let poor = answers.get_or([0; 32], keep, false, || async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            Err(CallError::OverBudget("nothing left".to_owned()))
+        });
+        let rich = answers.get_or([0; 32], keep, false, || async {
+            Ok(Reply { text: "fine".to_owned(), stop: Stop::End, usage: Usage::default(), id: None, cached: false })
+        });
+        let (poor, rich) = tokio::join!(poor, rich);
+        assert!(matches!(poor, Err(CallError::OverBudget(_))), "{poor:?}");
+        assert_eq!(rich.unwrap().text, "fine");
+    }
 }

@@ -31,6 +31,9 @@ const BETWEEN_CUTS: Duration = Duration::from_secs(1);
 /// With fewer requests left than this, what is left is spread over the time until there are more.
 const SCARCE: u64 = 32;
 
+/// An answer gives back what its call was taken to need too much; who waits for the rates looks again this often.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
 #[derive(Debug)]
 pub(super) struct Lane {
     places: Arc<Fair>,
@@ -93,11 +96,15 @@ impl Lane {
             return Entry { _place: place, tokens: 0 };
         }
         let _turn = self.turn.place(who).await;
-        let (wait, tokens) = self.lock().take(Instant::now(), request);
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
+        let slot = self.lock().slot(Instant::now());
+        loop {
+            // Only what may be used at once is taken: who gives up waiting has taken nothing.
+            let taken = self.lock().take(Instant::now(), slot, request);
+            match taken {
+                Ok(tokens) => return Entry { _place: place, tokens },
+                Err(wait) => tokio::time::sleep(wait.min(LOOK_AGAIN)).await,
+            }
         }
-        Entry { _place: place, tokens }
     }
 
     /// How long the pause still lasts.
@@ -149,16 +156,27 @@ impl State {
         self.requests.is_some() || self.tokens.is_some() || !self.gap.is_zero()
     }
 
-    /// How long to wait, and the tokens taken.
-    fn take(&mut self, now: Instant, request: &ChatRequest) -> (Duration, u64) {
-        let tokens = if self.tokens.is_some() { self.estimate(request) } else { 0 };
-        let requests = self.requests.as_mut().map_or(Duration::ZERO, |rate| rate.take(now, 1));
-        let paced = self.tokens.as_mut().map_or(Duration::ZERO, |rate| rate.take(now, tokens));
+    /// The next time that the gap leaves.
+    fn slot(&mut self, now: Instant) -> Instant {
         let start = self.next.map_or(now, |next| next.max(now));
         if !self.gap.is_zero() {
-            self.next = Some(start + self.gap);
+            self.next = start.checked_add(self.gap);
         }
-        (requests.max(paced).max(start.saturating_duration_since(now)), tokens)
+        start
+    }
+
+    /// The tokens taken, or how long to wait as far as is known now.
+    fn take(&mut self, now: Instant, slot: Instant, request: &ChatRequest) -> Result<u64, Duration> {
+        let rates = self.requests.iter().chain(&self.tokens).map(|rate| rate.wait(now));
+        let wait = rates.fold(slot.saturating_duration_since(now), Duration::max);
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        let tokens = if self.tokens.is_some() { self.estimate(request) } else { 0 };
+        for (rate, units) in self.requests.iter_mut().map(|rate| (rate, 1)).chain(self.tokens.iter_mut().map(|rate| (rate, tokens))) {
+            rate.take(now, units);
+        }
+        Ok(tokens)
     }
 
     /// Four bytes a token, and an answer like those before it.

@@ -155,7 +155,7 @@ impl Profile {
         let outcome = match self.keep.as_ref().filter(|(keep, _)| keep.takes(&request)) {
             Some((keep, answers)) => {
                 let key = cache::key(&self.provider_name, &request, question.sample);
-                answers.get_or(key, *keep, request.schema.is_some(), self.fetch(&request, cx)).await
+                answers.get_or(key, *keep, request.schema.is_some(), || self.fetch(&request, cx)).await
             }
             None => self.fetch(&request, cx).await,
         };
@@ -195,13 +195,14 @@ impl Profile {
 
     /// circuit -> budget -> limits -> provider, and back.
     async fn attempt(&self, request: &ChatRequest, cx: CallCx<'_>, started: &mut Option<Instant>) -> Result<ChatAnswer, Fault> {
-        let (hold, reservation) = self.admit(request, cx).await.map_err(Fault::Refused)?;
+        let (hold, mut reservation) = self.admit(request, cx).await.map_err(Fault::Refused)?;
+        reservation.begin();
         let begun = Instant::now();
         // Where time is measured, waiting for a place is not part of the call.
         started.get_or_insert(begun);
         let outcome = in_time(self.timeout, self.provider.chat(request)).await;
         self.meter.attempt(begun.elapsed(), &outcome);
-        self.settle(hold, reservation, &outcome);
+        self.settle(hold, reservation, &outcome, false);
         outcome.map_err(Fault::Provider)
     }
 
@@ -209,13 +210,7 @@ impl Profile {
     async fn admit(&self, request: &ChatRequest, cx: CallCx<'_>) -> Result<(Hold<'_>, Reservation), CallError> {
         self.circuit.check().map_err(|reason| self.blocked(&reason))?;
         let reservation = self.reserve(request, cx).await?;
-        match self.hold(request, cx).await {
-            Ok(hold) => Ok((hold, reservation)),
-            Err(error) => {
-                reservation.settle(Some(0));
-                Err(error)
-            }
-        }
+        Ok((self.hold(request, cx).await?, reservation))
     }
 
     /// What to tell of a failed attempt, and how long to wait until the next one, where there is to be one.
@@ -279,7 +274,8 @@ impl Profile {
         out: &Outlet,
         sent: &mut bool,
     ) -> Result<ChatAnswer, Fault> {
-        let (hold, reservation) = self.admit(request, cx).await.map_err(Fault::Refused)?;
+        let (hold, mut reservation) = self.admit(request, cx).await.map_err(Fault::Refused)?;
+        reservation.begin();
         let begun = Instant::now();
         started.get_or_insert(begun);
         let mut pieces = self.provider.stream(request);
@@ -297,7 +293,7 @@ impl Profile {
         };
         drop(pieces);
         self.meter.attempt(begun.elapsed(), &outcome);
-        self.settle(hold, reservation, &outcome);
+        self.settle(hold, reservation, &outcome, *sent);
         outcome.map_err(Fault::Provider)
     }
 
@@ -356,9 +352,10 @@ impl Profile {
         }
     }
 
-    /// Gives back what was held and lets everything shared learn from the outcome.
-    fn settle(&self, hold: Hold<'_>, reservation: Reservation, outcome: &Result<ChatAnswer, ProviderError>) {
-        reservation.settle(self.cost_at_most(outcome));
+    /// Gives back what was held and lets everything shared learn from the outcome. `partly`: text had come before it.
+    fn settle(&self, hold: Hold<'_>, reservation: Reservation, outcome: &Result<ChatAnswer, ProviderError>, partly: bool) {
+        // A stream that breaks with an error of the provider's is billed up to there.
+        reservation.settle(if partly && outcome.is_err() { None } else { self.cost_at_most(outcome) });
         for (lane, entry) in self.lanes.iter().zip(&hold.entries) {
             lane.observe(entry, outcome);
         }

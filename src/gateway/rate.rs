@@ -23,6 +23,11 @@ impl Rate {
         Self { unit: Duration::from_mins(1) / limit.max(1), free: None }
     }
 
+    /// How long until units may be used at once.
+    pub(super) fn wait(&self, now: Instant) -> Duration {
+        self.start(now).saturating_duration_since(now)
+    }
+
     /// Takes units; returns how long to wait until they may be used.
     pub(super) fn take(&mut self, now: Instant, units: u64) -> Duration {
         let start = self.start(now);

@@ -348,3 +348,27 @@ async fn refusals_for_rate_halve_the_calls_under_way_and_answers_bring_them_back
     let second_wave = begun.iter().filter(|at| (100..200).contains(&at.duration_since(begun[0]).as_millis())).count();
     assert!(second_wave <= 4, "{second_wave} calls right after the storm");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_may_need_much_holds_up_the_next_only_until_it_is_answered() {
+    let lane = Lane::new(Limits { tpm: Some(6_000), ..Limits::default() }, 8);
+    let request = |max_tokens: u32| ChatRequest {
+        model: "m".to_owned(),
+        system: None,
+        messages: vec![Message::user("How good?")],
+        temperature: None,
+        top_p: None,
+        stop: Vec::new(),
+        max_tokens,
+        schema: None,
+    };
+    let begin = Instant::now();
+    let (large, small) = (request(u32::MAX), request(10));
+    let first = lane.enter("a", &large).await;
+    let answer = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        lane.observe(&first, &fine());
+    };
+    tokio::join!(answer, lane.enter("b", &small));
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}

@@ -96,7 +96,10 @@ pub fn looking_up<T>(lookup: Rc<dyn Lookup>, read: impl FnOnce() -> T) -> T {
 }
 
 /// The secret that a text of the settings is or names.
-pub(super) fn find(text: &str) -> Result<SecretString, String> {
+///
+/// # Errors
+/// A sentence for the user, without the secret.
+pub fn find(text: &str) -> Result<SecretString, String> {
     let Some(reference) = Reference::of(text) else { return Ok(text.into()) };
     // Cloned out: the lookup runs code of others, which may read settings itself.
     let lookup = LOOKUP.with_borrow(Option::clone);
