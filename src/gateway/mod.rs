@@ -58,6 +58,9 @@ use crate::{
     util::{backoff::Policy, redact::Kind},
 };
 
+/// What hooks get to finish in when the process ends.
+const LAST_HOOKS: Duration = Duration::from_secs(10);
+
 /// What a monitor may name instead of a profile: the one of the environment.
 const DEFAULT: &str = "default";
 
@@ -242,7 +245,9 @@ impl Gateway {
 
     /// The end: hooks are told all there was, the books are closed. Before the store closes.
     pub async fn finish(&self) {
-        self.line.end().await;
+        if tokio::time::timeout(LAST_HOOKS, self.line.end()).await.is_err() {
+            tracing::warn!("hooks were still at work when the time was up; what they had not been told is lost");
+        }
         self.keep_books().await;
     }
 

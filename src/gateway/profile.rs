@@ -311,7 +311,8 @@ impl Profile {
             temperature: question.temperature.or(self.temperature),
             top_p: question.top_p,
             stop: question.stop.clone(),
-            max_tokens: question.max_tokens.unwrap_or(self.max_tokens),
+            // Some servers read 0 as no limit, which no budget could hold.
+            max_tokens: question.max_tokens.unwrap_or(self.max_tokens).max(1),
             schema: question.schema.clone(),
         }
     }
