@@ -24,6 +24,8 @@ const MANY: u32 = 10_000_000;
 struct Settings {
     /// Of the profile.
     rpm: u32,
+    /// Budget and `record`, beside the limits.
+    all: bool,
     /// Memory for answers in MiB, where they are kept.
     cache: Option<u32>,
 }
@@ -41,13 +43,15 @@ impl Settings {
              connections:\n  langfuse:\n    default: {{ base_url: \"{server}\", public_key: pk-lf-bench, secret_key: sk-lf-bench }}\n\
              providers:\n  openai: {{ type: openai, api_key: sk-bench, base_url: \"{server}/v1\", {everywhere} }}\n\
              prices: {{ gpt-4o-mini: {{ input_cost_per_token: 0.00000015, output_cost_per_token: 0.0000006 }} }}\n\
-             budget: {{ usd: 1000000, per: month }}\n\
+             {budget}\n\
              hooks: {{ full: {{ after: [record] }} }}\n\
              cache: {{ url: sqlite, memory_mb: {memory} }}\n\
-             profiles:\n  judge: {{ provider: openai, model: gpt-4o-mini, hooks: full, {limits}{keep} }}\n",
+             profiles:\n  judge: {{ provider: openai, model: gpt-4o-mini, {limits}{hooks}{keep} }}\n",
             everywhere = limits(MANY),
             memory = self.cache.unwrap_or(8),
             limits = limits(rpm),
+            budget = if self.all { "budget: { usd: 1000000, per: month }" } else { "" },
+            hooks = if self.all { ", hooks: full" } else { "" },
             keep = if self.cache.is_some() { ", cache: { ttl: 24h }" } else { "" },
         )
     }
@@ -73,8 +77,12 @@ fn short(number: usize) -> String {
 struct Values(Vec<f64>);
 
 impl Values {
+    fn median(&self) -> f64 {
+        median(self.0.clone())
+    }
+
     fn told(&self, unit: &str) -> String {
-        shown(median(self.0.clone()), unit)
+        shown(self.median(), unit)
     }
 }
 
@@ -99,7 +107,7 @@ impl Side {
 
 fn route(size: Size, report: &mut Report) -> anyhow::Result<()> {
     let server = Server::start(1, 0)?;
-    let site = Settings { rpm: MANY, cache: None }.site(&server.url)?;
+    let site = Settings { rpm: MANY, all: true, cache: None }.site(&server.url)?;
     let (daemon, _) = site.daemon()?;
     let (calm, busy) = (size.pick(4_000, 1_000), size.pick(20_000, 4_000));
     let calm = Load { connections: CONNECTIONS, requests: calm, rate: Some(CALM), prompt: long };
@@ -139,24 +147,28 @@ fn route(size: Size, report: &mut Report) -> anyhow::Result<()> {
         theirs.busy_p50.told("ms"),
         theirs.busy_p99.told("ms"),
     );
-    let each = 1e6 / median(ours.per_second.0.clone());
+    let each = 1e6 / ours.per_second.median();
     report.figure(&format!("time a chat completion, {CONNECTIONS} connections never idle; 200 µs are 5,000 requests/s"), each, "µs", Some(200.0), &reference);
     let calls = process::run(&mut process::this(&["client", "calls", &server.url, &busy.requests.to_string(), &CONNECTIONS.to_string()])?)?;
     let bare = calls.cpu.as_secs_f64() * 1000.0 / busy.requests as f64;
     let reference = format!("bare reqwest loop, same calls: {}; peak memory {}, {dropped} records dropped", shown(bare, "ms"), shown(rss, "MiB"));
-    report.figure("CPU a chat completion, `record` and all writing included", median(cpus.0), "ms", Some(0.15), &reference);
+    report.figure("CPU a chat completion, `record` and all writing included", cpus.median(), "ms", Some(0.15), &reference);
     Ok(())
 }
 
 /// A counter of /metrics, its labels added up.
 fn counted(site: &Site, name: &str) -> anyhow::Result<f64> {
     let metrics = site.get("metrics")?;
-    Ok(metrics.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    Ok(metrics
+        .lines()
+        .filter(|line| line.starts_with(name))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .fold(0.0, |sum, value| sum + value))
 }
 
 fn kept(size: Size, report: &mut Report) -> anyhow::Result<()> {
-    const SMALL: Settings = Settings { rpm: MANY, cache: Some(8) };
-    const LARGE: Settings = Settings { rpm: MANY, cache: Some(64) };
+    const SMALL: Settings = Settings { rpm: MANY, all: true, cache: Some(8) };
+    const LARGE: Settings = Settings { cache: Some(64), ..SMALL };
     let answers = size.pick(100_000, 10_000);
     let server = Server::start(1, 0)?;
     let site = SMALL.site(&server.url)?;
@@ -201,23 +213,36 @@ fn memory(site: &Site, server: &Server, all: Load) -> anyhow::Result<f64> {
 
 fn judged(size: Size, report: &mut Report) -> anyhow::Result<()> {
     const RPM: u32 = 12_000;
+    const ALL: Settings = Settings { rpm: RPM, all: true, cache: Some(8) };
     let items = size.pick(2_000, 600);
     // A second's share goes at once.
     let allowed = items as f64 / f64::from(RPM) * 60.0 - 1.0;
     let server = Server::start(items, 0)?;
-    let (mut cpus, mut walls, mut bare_cpus, mut bare_walls) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let each = |used: &process::Used| used.cpu.as_secs_f64() * 1000.0 / items as f64;
+    let judged = |settings: Settings| judge::run(&settings.site(&server.url)?, &server, items);
+    let (mut free, mut paced, mut wall, mut bare) = (Values::default(), Values::default(), Values::default(), Values::default());
     for _ in 0..size.pick(3, 1) {
-        let site = Settings { rpm: RPM, cache: Some(8) }.site(&server.url)?;
-        let used = judge::run(&site, &server, items)?;
-        cpus.push(used.cpu.as_secs_f64() * 1000.0 / items as f64);
-        walls.push(used.wall.as_secs_f64() / allowed);
-        let bare = judge::bare(&server, items)?;
-        bare_cpus.push(bare.cpu.as_secs_f64() * 1000.0 / items as f64);
-        bare_walls.push(bare.wall.as_secs_f64());
+        free.0.push(each(&judged(Settings { rpm: MANY, ..ALL })?));
+        let used = judged(ALL)?;
+        paced.0.push(each(&used));
+        wall.0.push(used.wall.as_secs_f64() / allowed);
+        bare.0.push(each(&judge::bare(&server, items)?));
     }
-    let reference = format!("bare reqwest loop, same calls, keeps nothing: {}", shown(median(bare_cpus), "ms"));
-    report.figure(&format!("CPU a judged item, {items} items, limits, budget, cache and `record` on"), median(cpus), "ms", Some(0.4), &reference);
-    let reference = format!("allowed {}; bare reqwest loop without a limit: {}", shown(allowed, "s"), shown(median(bare_walls), "s"));
-    report.figure(&format!("time against what {RPM} requests a minute allow, {items} items"), median(walls), "", Some(1.05), &reference);
+    // A trickle costs more than a flood: nothing shares a wake-up, or a commit.
+    let plain_free = each(&judged(Settings { rpm: MANY, all: false, cache: None })?);
+    let plain_paced = each(&judged(Settings { all: false, cache: None, ..ALL })?);
+
+    let name = |pace: &str| format!("CPU a judged item, {items} items, limits, budget, cache and `record` on, {pace}");
+    let reference = format!("limits alone: {}; bare reqwest loop, keeps nothing: {}", shown(plain_free, "ms"), bare.told("ms"));
+    report.figure(&name("limits not reached"), free.median(), "ms", Some(0.4), &reference);
+    let reference = format!("limits alone: {}", shown(plain_paced, "ms"));
+    report.figure(&name(&format!("at {RPM} requests a minute")), paced.median(), "ms", Some(0.4), &reference);
+    report.figure(
+        &format!("time against what {RPM} requests a minute allow, {items} items"),
+        wall.median(),
+        "",
+        Some(1.05),
+        &format!("allowed {}", shown(allowed, "s")),
+    );
     Ok(())
 }
