@@ -9,7 +9,7 @@ use crate::{
     site::Site,
 };
 
-const CONCURRENCY: usize = 100;
+pub const CONCURRENCY: usize = 100;
 
 fn monitor(items: u64) -> String {
     format!(
@@ -34,9 +34,12 @@ publish: [ {{ type: langfuse }} ]
     )
 }
 
-/// One run in a new site, checked: every item judged with one call and published once.
 fn judged(server: &Server, items: u64) -> anyhow::Result<process::Used> {
-    let site = Site::new(&server.url, CONCURRENCY)?;
+    run(&Site::new(&server.url, CONCURRENCY)?, server, items)
+}
+
+/// One run in a new site, checked: every item judged with one call and published once.
+pub fn run(site: &Site, server: &Server, items: u64) -> anyhow::Result<process::Used> {
     site.monitor("judged", &monitor(items))?;
     server.counts()?;
     let (used, report) = site.once("judged")?;
@@ -51,7 +54,7 @@ fn judged(server: &Server, items: u64) -> anyhow::Result<process::Used> {
     Ok(used)
 }
 
-fn bare(server: &Server, items: u64) -> anyhow::Result<process::Used> {
+pub fn bare(server: &Server, items: u64) -> anyhow::Result<process::Used> {
     process::run(&mut process::this(&["client", "calls", &server.url, &items.to_string(), &CONCURRENCY.to_string()])?)
 }
 

@@ -10,7 +10,9 @@
 mod client;
 mod daemon;
 mod dedup;
+mod gateway;
 mod judge;
+mod load;
 mod machine;
 mod memory;
 mod process;
@@ -37,13 +39,14 @@ impl Size {
 
 type Figure = fn(Size, &mut Report) -> anyhow::Result<()>;
 
-const FIGURES: [(&str, Figure); 6] = [
+const FIGURES: [(&str, Figure); 7] = [
     ("judge", judge::cpu),
     ("wall", judge::wall),
     ("schedule", schedule::figures),
     ("daemon", daemon::figures),
     ("memory", memory::figures),
     ("dedup", dedup::figures),
+    ("gateway", gateway::figures),
 ];
 
 fn main() -> ExitCode {

@@ -47,18 +47,30 @@ pub struct Published {
 impl Site {
     /// `server`: base of the model and the Langfuse, where the monitors need them.
     pub fn new(server: &str, concurrency: usize) -> anyhow::Result<Self> {
-        let dir = TempDir::with_prefix("assayd-figures-")?;
-        fs::create_dir(dir.path().join("monitors"))?;
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let settings = format!(
-            "listen: 127.0.0.1:{port}\n\
-             concurrency: {{ runs: 16, judge_calls: {concurrency} }}\n\
+        Self::of(&format!(
+            "concurrency: {{ runs: 16, judge_calls: {concurrency} }}\n\
              connections:\n  langfuse:\n    default: {{ base_url: \"{server}\", public_key: pk-lf-bench, secret_key: sk-lf-bench }}\n\
              providers:\n  openai: {{ type: openai, api_key: sk-bench, base_url: \"{server}/v1\" }}\n\
              profiles:\n  judge: {{ provider: openai, model: gpt-4o-mini }}\n"
-        );
-        fs::write(dir.path().join("assayd.yaml"), settings)?;
-        Ok(Self { dir, port })
+        ))
+    }
+
+    /// `settings`: all but where it listens.
+    pub fn of(settings: &str) -> anyhow::Result<Self> {
+        let dir = TempDir::with_prefix("assayd-figures-")?;
+        fs::create_dir(dir.path().join("monitors"))?;
+        let site = Self { dir, port: TcpListener::bind("127.0.0.1:0")?.local_addr()?.port() };
+        site.settings(settings)?;
+        Ok(site)
+    }
+
+    /// For the next process.
+    pub fn settings(&self, settings: &str) -> anyhow::Result<()> {
+        Ok(fs::write(self.path().join("assayd.yaml"), format!("listen: 127.0.0.1:{}\n{settings}", self.port))?)
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     pub fn path(&self) -> &Path {
@@ -103,6 +115,6 @@ impl Site {
     }
 
     pub fn get(&self, path: &str) -> anyhow::Result<String> {
-        client::get(&format!("http://127.0.0.1:{}/{path}", self.port))
+        client::get(&format!("{}/{path}", self.url()))
     }
 }
