@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -20,7 +20,7 @@ use crate::{
     model::Usage,
     providers::{CallError, ChatRequest, Reply, Stop},
     schedule::clock::Clock,
-    store::Store,
+    store::{CachedRow, Store},
 };
 
 /// Where answers are kept beyond the process.
@@ -94,16 +94,21 @@ pub(super) struct Answers {
     clock: Arc<dyn Clock>,
     /// The shelf could not be reached the last time.
     away: AtomicBool,
+    /// On their way to the store: no call waits for a disk to keep what is only a saving. A crash costs a miss.
+    unwritten: Mutex<Vec<CachedRow>>,
 }
 
+/// Answers gathered before they are written to the store.
+const GATHERED: usize = 64;
+
 /// What an entry takes beside its texts.
-const OVERHEAD: usize = 256;
+const OVERHEAD: usize = 512;
 
 impl Answers {
     /// `memory`: bytes at most.
     pub(super) fn new(shelf: Option<Shelf>, memory: u64, clock: Arc<dyn Clock>) -> Self {
         let weigh = |_: &Key, kept: &Arc<Kept>| u32::try_from(kept.text.len() + OVERHEAD).unwrap_or(u32::MAX);
-        Self { memory: Cache::builder().max_capacity(memory).weigher(weigh).build(), shelf, clock, away: AtomicBool::new(false) }
+        Self { memory: Cache::builder().max_capacity(memory).weigher(weigh).build(), shelf, clock, away: AtomicBool::new(false), unwritten: Mutex::default() }
     }
 
     /// The answer that is kept, or else `fetch`'s, which is kept from now on if it is fit for it.
@@ -182,12 +187,35 @@ impl Answers {
         let Ok(text) = serde_json::to_string(kept) else { return };
         let done = match &self.shelf {
             None => return,
-            Some(Shelf::Store(store)) => store.keep_cached(*key, kept.until_us, text).await.map_err(|error| error.to_string()),
+            Some(Shelf::Store(_)) => {
+                let full = {
+                    let mut unwritten = self.unwritten();
+                    unwritten.push(CachedRow { key: *key, expires_us: kept.until_us, reply: text });
+                    unwritten.len() >= GATHERED
+                };
+                if full {
+                    self.write_down().await;
+                }
+                return;
+            }
             Some(Shelf::Redis(redis)) => {
                 redis.as_ref().clone().set_ex::<_, _, ()>(name(key), text, ttl.as_secs().max(1)).await.map_err(|error| error.to_string())
             }
         };
         self.noted(done);
+    }
+
+    /// Writes what was gathered.
+    pub(super) async fn write_down(&self) {
+        let rows = std::mem::take(&mut *self.unwritten());
+        if let Some(Shelf::Store(store)) = self.shelf.as_ref().filter(|_| !rows.is_empty()) {
+            self.noted(store.keep_cached(rows).await.map_err(|error| error.to_string()));
+        }
+    }
+
+    fn unwritten(&self) -> MutexGuard<'_, Vec<CachedRow>> {
+        // Nothing under this lock can panic half-way.
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says once that the shelf is away, and once that it is back.

@@ -176,7 +176,9 @@ const ALL: [redact::Kind; 5] = [redact::Kind::Secret, redact::Kind::Email, redac
 /// Events that wait for their hooks; beyond, they are dropped.
 const LINE: usize = 4096;
 /// Events taken at a time.
-const BATCH: usize = 256;
+const BATCH: usize = 1024;
+/// How long the first of a batch waits for others: what is kept of a thousand calls costs one write.
+const GATHER: Duration = Duration::from_millis(50);
 /// Of one hook and event.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Of a prompt, in a log line.
@@ -231,6 +233,14 @@ impl Runner {
     pub async fn run(mut self) {
         let mut batch = Vec::with_capacity(BATCH);
         while self.words.recv_many(&mut batch, BATCH).await > 0 {
+            if !batch.iter().any(|word| matches!(word, Word::End(_))) {
+                tokio::time::sleep(GATHER).await;
+                while batch.len() < BATCH
+                    && let Ok(word) = self.words.try_recv()
+                {
+                    batch.push(word);
+                }
+            }
             let (mut events, mut end) = (Vec::with_capacity(batch.len()), None);
             for word in batch.drain(..) {
                 match word {

@@ -159,6 +159,7 @@ pub struct Gateway {
     circuits: BTreeMap<(String, String), Arc<Circuit>>,
     budgets: Arc<Budgets>,
     tally: Arc<Tally>,
+    answers: Arc<Answers>,
     store: Option<Store>,
     line: hooks::Line,
 }
@@ -219,8 +220,16 @@ impl Gateway {
             profiles.entry(DEFAULT.to_owned()).or_insert(ladder);
         }
         let providers = spec.providers.into_iter().map(|(name, provider)| (name, provider.provider)).collect();
-        let gateway =
-            Self { providers, profiles, circuits: shared.circuits, budgets: shared.budgets, tally: shared.tally, store: spec.store, line: shared.line };
+        let gateway = Self {
+            providers,
+            profiles,
+            circuits: shared.circuits,
+            budgets: shared.budgets,
+            tally: shared.tally,
+            answers: shared.answers,
+            store: spec.store,
+            line: shared.line,
+        };
         Ok((gateway, runner))
     }
 
@@ -256,6 +265,7 @@ impl Gateway {
         self.budgets.rest().await;
         if let Some(store) = &self.store {
             self.tally.write_down(store).await;
+            self.answers.write_down().await;
         }
     }
 }

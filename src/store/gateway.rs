@@ -44,11 +44,20 @@ pub struct CallRow {
     pub created_us: i64,
 }
 
+/// An answer to keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CachedRow {
+    pub key: [u8; 32],
+    pub expires_us: i64,
+    /// JSON.
+    pub reply: String,
+}
+
 /// A write of the gateway's.
 #[derive(Debug)]
 pub(super) enum GatewayWrite {
     Budget { scope: String, period_us: i64, committed: i64, at_us: i64 },
-    Cached { key: [u8; 32], expires_us: i64, reply: String },
+    Cached(Vec<CachedRow>),
     Usage(Vec<UsageRow>),
     Calls(Vec<CallRow>),
 }
@@ -83,8 +92,8 @@ impl Store {
 
     /// # Errors
     /// `Closed`.
-    pub async fn keep_cached(&self, key: [u8; 32], expires_us: i64, reply: String) -> Result<(), Closed> {
-        self.write(Write::Gateway(GatewayWrite::Cached { key, expires_us, reply })).await.map(|_| ())
+    pub async fn keep_cached(&self, rows: Vec<CachedRow>) -> Result<(), Closed> {
+        self.write(Write::Gateway(GatewayWrite::Cached(rows))).await.map(|_| ())
     }
 
     /// Adds to the sums.
@@ -134,19 +143,21 @@ pub(super) async fn apply(db: &mut SqliteConnection, write: &GatewayWrite) -> Re
                 ON CONFLICT (scope, period_us) DO UPDATE SET committed = excluded.committed, updated_us = excluded.updated_us";
             sqlx::query(sql).bind(scope).bind(period_us).bind(committed).bind(at_us).execute(db).await?;
         }
-        GatewayWrite::Cached { key, expires_us, reply } => {
-            let sql = "INSERT INTO cache (key, expires_us, reply) VALUES ($1, $2, $3)
-                ON CONFLICT (key) DO UPDATE SET expires_us = excluded.expires_us, reply = excluded.reply";
-            sqlx::query(sql).bind(key.as_slice()).bind(expires_us).bind(reply).execute(db).await?;
+        GatewayWrite::Cached(rows) => {
+            for CachedRow { key, expires_us, reply } in rows {
+                let sql = "INSERT INTO cache (key, expires_us, reply) VALUES ($1, $2, $3)
+                    ON CONFLICT (key) DO UPDATE SET expires_us = excluded.expires_us, reply = excluded.reply";
+                sqlx::query(sql).bind(key.as_slice()).bind(expires_us).bind(reply).execute(&mut *db).await?;
+            }
         }
         GatewayWrite::Usage(rows) => {
             for row in rows {
-                add_usage(db, row).await?;
+                add_usage(&mut *db, row).await?;
             }
         }
         GatewayWrite::Calls(rows) => {
             for row in rows {
-                keep_call(db, row).await?;
+                keep_call(&mut *db, row).await?;
             }
         }
     }

@@ -30,7 +30,7 @@ use sqlx::{
 };
 use tokio::sync::watch;
 
-pub use gateway::{CallRow, UsageRow};
+pub use gateway::{CachedRow, CallRow, UsageRow};
 pub use read::{ExportFilter, ItemLife, MonitorStatus, QueueStatus, Since};
 pub use retention::Retention;
 pub use secrets::{SecretsError, change_secrets, read_secrets};
@@ -221,5 +221,6 @@ impl Store {
 }
 
 fn pool(options: SqliteConnectOptions) -> SqlitePool {
-    SqlitePoolOptions::new().max_connections(4).min_connections(0).idle_timeout(Duration::from_secs(60)).connect_lazy_with(options)
+    // Not asked whether it lives before each use: it is a file, and asking costs as much as most queries.
+    SqlitePoolOptions::new().test_before_acquire(false).max_connections(4).min_connections(0).idle_timeout(Duration::from_secs(60)).connect_lazy_with(options)
 }
