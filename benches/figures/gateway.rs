@@ -177,6 +177,8 @@ fn kept(size: Size, report: &mut Report) -> anyhow::Result<()> {
     all.send(&site.url(), "judge")?;
     let asked = server.counts()?.calls;
     ensure!(asked == answers as u64, "{asked} calls came of {answers} questions");
+    // The daemon is killed, and what it gathered is written every ten seconds.
+    std::thread::sleep(std::time::Duration::from_secs(11));
     drop(daemon);
 
     // The process is a new one: each of these is read from the file.

@@ -177,6 +177,8 @@ const ALL: [redact::Kind; 5] = [redact::Kind::Secret, redact::Kind::Email, redac
 const LINE: usize = 4096;
 /// Events taken at a time.
 const BATCH: usize = 1024;
+/// With more than these there is no need to wait for others.
+const FEW: usize = 256;
 /// How long the first of a batch waits for others: what is kept of a thousand calls costs one write.
 const GATHER: Duration = Duration::from_millis(50);
 /// Of one hook and event.
@@ -233,7 +235,7 @@ impl Runner {
     pub async fn run(mut self) {
         let mut batch = Vec::with_capacity(BATCH);
         while self.words.recv_many(&mut batch, BATCH).await > 0 {
-            if !batch.iter().any(|word| matches!(word, Word::End(_))) {
+            if batch.len() < FEW && !batch.iter().any(|word| matches!(word, Word::End(_))) {
                 tokio::time::sleep(GATHER).await;
                 while batch.len() < BATCH
                     && let Ok(word) = self.words.try_recv()
