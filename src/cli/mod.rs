@@ -232,7 +232,7 @@ fn print(text: &str) -> Result<(), Failure> {
 
 /// The runtime of a short command: one thread does.
 fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
 
 /// A table with a header, sized to the terminal.

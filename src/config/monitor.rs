@@ -6,13 +6,12 @@ use serde::Deserialize;
 use crate::{
     alerting::Condition,
     metrics::MetricConfig,
-    model::{Budget, Severity},
+    model::{Budget, Severity, budgets},
     schedule::plan::ScheduleSpec,
     sinks::SinkConfig,
     sources::SourceConfig,
     util::{
         duration::Human,
-        one_or_many::one_or_many,
         yaml::{Node, Section},
     },
 };
@@ -169,7 +168,7 @@ pub struct EvaluationSpec {
     /// A deferred item older than this ends as failed. Default 7d.
     pub max_age: Human,
     /// What the monitor's judges may spend; one budget, or a list of them.
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "budgets")]
     pub budget: Vec<Budget>,
 }
 

@@ -10,12 +10,11 @@ use serde::Deserialize;
 use super::{CacheSpec, Environment, EnvironmentSpec, HooksSpec, KeepSpec, NotifyTarget, Overrides, check::only};
 use crate::{
     connections::Connections,
-    model::Budget,
+    model::{Budget, budgets},
     providers::{FallbackOn, Limits, ProviderConfig, ProviderKind, prices::Price},
     util::{
         backoff::Policy,
         duration::Human,
-        one_or_many::one_or_many,
         plugin, redact,
         secret::{ExposeSecret, SecretString},
         text,
@@ -160,6 +159,8 @@ impl From<RetrySpec> for Policy {
 #[derive(Debug)]
 pub struct ProviderSpec {
     pub config: Arc<dyn ProviderConfig>,
+    /// Its type, and its address where one is written: whom an answer is of.
+    pub origin: String,
     pub limits: Limits,
 }
 
@@ -252,7 +253,7 @@ pub(super) struct File {
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct Budgets(#[serde(deserialize_with = "one_or_many")] Vec<Budget>);
+struct Budgets(#[serde(deserialize_with = "budgets")] Vec<Budget>);
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -304,8 +305,9 @@ fn providers(nodes: BTreeMap<String, Node>, faults: &mut Vec<Fault>) -> BTreeMap
     for (name, node) in nodes {
         let common: Option<ProviderCommon> = yaml::read(&only(&node, &PROVIDER_COMMON), faults);
         let block = plugin::read_block(&node, &PROVIDER_COMMON, inventory::iter::<ProviderKind>().collect(), "provider", faults);
-        if let (Some(common), Some((_, config))) = (common, block) {
-            providers.insert(name, ProviderSpec { config: config.into(), limits: common.limits });
+        if let (Some(common), Some((kind, config))) = (common, block) {
+            let address = node.get("base_url").and_then(Node::as_str).unwrap_or_default().trim_end_matches('/');
+            providers.insert(name, ProviderSpec { config: config.into(), origin: format!("{kind} {address}"), limits: common.limits });
         }
     }
     providers

@@ -70,6 +70,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (stop, stopped) = channel::channel(false);
     if let Some(address) = settings.listen {
         let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
+        let (work, begun) = mpsc::unbounded_channel();
         let web = web::Web {
             control,
             store: world.services.store.clone(),
@@ -77,7 +78,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             ready: Arc::clone(&ready),
             token: settings.auth.as_ref().map(|auth| auth.token.clone()),
             models: Arc::clone(&world.gateway) as Arc<dyn crate::providers::Models>,
+            work,
         };
+        core.spawn("streams", supervisor::each("stream", begun));
         let app = web::router(web).into_make_service_with_connect_info::<std::net::SocketAddr>();
         let mut stopped = stopped.clone();
         core.spawn("api", async move {

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, future::Future, time::Duration};
 
-use tokio::task::{Id, JoinSet};
+use tokio::{
+    sync::mpsc,
+    task::{Id, JoinSet},
+};
 
 /// Tasks that end together.
 #[derive(Debug, Default)]
@@ -66,5 +69,22 @@ impl Supervisor {
         let left: Vec<String> = self.names.drain().map(|(_, name)| name).collect();
         self.tasks.shutdown().await;
         left
+    }
+}
+
+/// Each of the tasks that come, under one name; ends when no more can come and all are over. Dropped, it ends them all.
+pub async fn each(name: &'static str, mut begun: mpsc::UnboundedReceiver<impl Future<Output = ()> + Send + 'static>) {
+    let mut tasks = Supervisor::default();
+    loop {
+        tokio::select! {
+            task = begun.recv() => match task {
+                Some(task) => tasks.spawn(name, task),
+                None => break,
+            },
+            _ = tasks.ended() => {}
+        }
+    }
+    while !tasks.is_empty() {
+        tasks.ended().await;
     }
 }

@@ -85,7 +85,7 @@ pub fn gateway(settings: &Settings, http: &Http, store: Option<Store>, clock: Ar
     let mut providers = BTreeMap::new();
     for (name, spec) in &settings.providers {
         let provider = spec.config.build(http).with_context(|| format!("provider `{name}`"))?;
-        providers.insert(name.clone(), ProviderSpec { provider, limits: spec.limits });
+        providers.insert(name.clone(), ProviderSpec { provider, origin: spec.origin.clone(), limits: spec.limits });
     }
     let mut profiles = BTreeMap::new();
     for (name, spec) in &settings.profiles {

@@ -15,6 +15,7 @@ use std::{
 use moka::future::Cache;
 use redis::{AsyncCommands, aio::ConnectionManager};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::{
     model::Usage,
@@ -92,14 +93,17 @@ pub(super) struct Answers {
     memory: Cache<Key, Arc<Kept>>,
     shelf: Option<Shelf>,
     clock: Arc<dyn Clock>,
-    /// The shelf could not be reached the last time.
-    away: AtomicBool,
+    /// While the shelf cannot be reached: when it is tried again.
+    away: Mutex<Option<Instant>>,
     /// On their way to the store: no call waits for a disk to keep what is only a saving. A crash costs a miss.
     unwritten: Mutex<Vec<CachedRow>>,
 }
 
 /// Answers gathered before they are written to the store.
 const GATHERED: usize = 64;
+
+/// How long a shelf that could not be reached is left alone.
+const COOL_DOWN: Duration = Duration::from_secs(5);
 
 /// What an entry takes beside its texts.
 const OVERHEAD: usize = 512;
@@ -108,7 +112,7 @@ impl Answers {
     /// `memory`: bytes at most.
     pub(super) fn new(shelf: Option<Shelf>, memory: u64, clock: Arc<dyn Clock>) -> Self {
         let weigh = |_: &Key, kept: &Arc<Kept>| u32::try_from(kept.text.len() + OVERHEAD).unwrap_or(u32::MAX);
-        Self { memory: Cache::builder().max_capacity(memory).weigher(weigh).build(), shelf, clock, away: AtomicBool::new(false), unwritten: Mutex::default() }
+        Self { memory: Cache::builder().max_capacity(memory).weigher(weigh).build(), shelf, clock, away: Mutex::default(), unwritten: Mutex::default() }
     }
 
     /// The answer that is kept, or else `fetch`'s, which is kept from now on if it is fit for it.
@@ -175,8 +179,8 @@ impl Answers {
     }
 
     async fn shelved(&self, key: &Key, now_us: i64) -> Option<Kept> {
-        let found = match self.shelf.as_ref()? {
-            Shelf::Store(store) => store.cached(key, now_us).await.map(|row| row.map(|(_, reply)| reply)).map_err(|error| error.to_string()),
+        let found = match self.shelf()? {
+            Shelf::Store(store) => store.cached(*key, now_us).await.map_err(|error| error.to_string()),
             Shelf::Redis(redis) => redis.as_ref().clone().get::<_, Option<String>>(name(key)).await.map_err(|error| error.to_string()),
         };
         let text = self.noted(found)??;
@@ -185,7 +189,7 @@ impl Answers {
 
     async fn shelve(&self, key: &Key, kept: &Kept, ttl: Duration) {
         let Ok(text) = serde_json::to_string(kept) else { return };
-        let done = match &self.shelf {
+        let done = match self.shelf() {
             None => return,
             Some(Shelf::Store(_)) => {
                 let full = {
@@ -218,18 +222,36 @@ impl Answers {
         self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The shelf, unless it is left alone after a failure: not every call has to wait for what does not answer. One call finds out
+    /// whether it is back.
+    fn shelf(&self) -> Option<&Shelf> {
+        let shelf = self.shelf.as_ref()?;
+        let (mut away, now) = (self.away(), Instant::now());
+        match &mut *away {
+            Some(until) if now < *until => return None,
+            Some(until) => *until = now + COOL_DOWN,
+            None => {}
+        }
+        Some(shelf)
+    }
+
+    fn away(&self) -> MutexGuard<'_, Option<Instant>> {
+        // Nothing under this lock can panic half-way.
+        self.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says once that the shelf is away, and once that it is back.
     fn noted<T>(&self, outcome: Result<T, String>) -> Option<T> {
         match outcome {
             Ok(value) => {
-                if self.away.swap(false, Ordering::Relaxed) {
+                if self.away().take().is_some() {
                     tracing::info!("the cache answers again");
                 }
                 Some(value)
             }
             Err(error) => {
                 counted("error");
-                if !self.away.swap(true, Ordering::Relaxed) {
+                if self.away().replace(Instant::now() + COOL_DOWN).is_none() {
                     tracing::warn!(%error, "the cache cannot be reached: models are asked instead");
                 }
                 None
@@ -288,15 +310,15 @@ impl Keep {
 }
 
 /// Of all that decides the answer: where the request goes and what it says.
-pub(super) fn key(provider: &str, request: &ChatRequest, sample: u32) -> Key {
+pub(super) fn key(origin: &str, request: &ChatRequest, sample: u32) -> Key {
     let mut hasher = blake3::Hasher::new();
     let mut add = |part: &str| {
         // Length-prefixed, so that no two requests run into one another.
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part.as_bytes());
     };
-    add("1");
-    add(provider);
+    add("2");
+    add(origin);
     add(&request.model);
     add(request.system.as_deref().unwrap_or("\0none"));
     for message in &request.messages {

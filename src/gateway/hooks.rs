@@ -4,13 +4,12 @@
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::FutureExt;
-use tokio::sync::{mpsc, oneshot};
+use futures_util::{FutureExt, StreamExt, stream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
     connections::Langfuse,
-    model::Usage,
-    providers::{CallCx, CallError, ChatRequest, Reply, Role, Stop},
+    providers::Stop,
     store::{CallRow, Store},
     util::{
         http::Http,
@@ -20,7 +19,10 @@ use crate::{
     },
 };
 
+mod call;
 mod otlp;
+
+pub(super) use call::Call;
 
 /// What a hook does.
 #[derive(Debug, Clone)]
@@ -65,122 +67,20 @@ impl Hooks {
     }
 }
 
-/// A call, as hooks see it.
-#[derive(Debug, Clone)]
-pub(super) struct Call {
-    pub at: jiff::Timestamp,
-    pub trace_id: String,
-    pub monitor: String,
-    pub metric: String,
-    pub item_id: String,
-    pub profile: String,
-    pub provider: String,
-    pub model: String,
-    pub system: Option<String>,
-    pub messages: Vec<crate::providers::Message>,
-    pub schema: Option<Arc<serde_json::Value>>,
-    pub outcome: Option<Outcome>,
-}
-
-/// How a call ended.
-#[derive(Debug, Clone)]
-pub(super) struct Outcome {
-    pub took: Duration,
-    /// Text and why it ended, or what went wrong and its kind.
-    pub result: Result<(String, Stop), (String, &'static str)>,
-    pub usage: Usage,
-    pub cached: bool,
-}
-
-impl Call {
-    pub(super) fn new(at: jiff::Timestamp, cx: &CallCx<'_>, profile: &str, provider: &str, request: &ChatRequest) -> Self {
-        Self {
-            at,
-            trace_id: cx.trace_id(),
-            monitor: cx.monitor.to_owned(),
-            metric: cx.metric.to_owned(),
-            item_id: cx.item_id.to_owned(),
-            profile: profile.to_owned(),
-            provider: provider.to_owned(),
-            model: request.model.clone(),
-            system: request.system.clone(),
-            messages: request.messages.clone(),
-            schema: request.schema.clone(),
-            outcome: None,
-        }
-    }
-
-    pub(super) fn ended(mut self, took: Duration, outcome: &Result<Reply, CallError>) -> Self {
-        let (result, usage, cached) = match outcome {
-            Ok(reply) => (Ok((reply.text.clone(), reply.stop)), reply.usage.clone(), reply.cached),
-            Err(error) => {
-                let kind = match error {
-                    CallError::Blocked(_) => "blocked",
-                    CallError::OverBudget(_) => "over_budget",
-                    CallError::Failed { kind, .. } => kind,
-                };
-                (Err((error.to_string(), kind)), Usage::default(), false)
-            }
-        };
-        self.outcome = Some(Outcome { took, result, usage, cached });
-        self
-    }
-
-    /// System, then the messages, each under its role.
-    fn prompt(&self) -> String {
-        let system = self.system.iter().map(|system| format!("system: {system}"));
-        let messages = self.messages.iter().map(|message| format!("{}: {}", message.role.as_str(), message.text));
-        system.chain(messages).collect::<Vec<_>>().join("\n\n")
-    }
-
-    fn question(&self) -> &str {
-        self.messages.iter().rev().find(|message| message.role == Role::User).map(|message| message.text.as_str()).unwrap_or_default()
-    }
-
-    fn status(&self) -> &'static str {
-        match &self.outcome {
-            None => "begun",
-            Some(Outcome { cached: true, .. }) => "cached",
-            Some(Outcome { result: Ok(_), .. }) => "ok",
-            Some(Outcome { result: Err((_, kind)), .. }) => kind,
-        }
-    }
-
-    fn row(&self) -> CallRow {
-        let outcome = self.outcome.as_ref();
-        let usage = outcome.map(|outcome| outcome.usage.clone()).unwrap_or_default();
-        CallRow {
-            trace_id: self.trace_id.clone(),
-            monitor: self.monitor.clone(),
-            metric: self.metric.clone(),
-            item_id: self.item_id.clone(),
-            profile: self.profile.clone(),
-            provider: usage.provider.unwrap_or_else(|| self.provider.clone()),
-            model: usage.model.unwrap_or_else(|| self.model.clone()),
-            prompt: self.prompt(),
-            response: outcome.and_then(|outcome| outcome.result.as_ref().ok()).map(|(text, _)| text.clone()),
-            input_tokens: usage.input_tokens,
-            output_tokens: usage.output_tokens,
-            latency_ms: outcome.map_or(0, |outcome| u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX)),
-            cost_usd: usage.cost_usd,
-            status: self.status().to_owned(),
-            error: outcome.and_then(|outcome| outcome.result.as_ref().err()).map(|(message, _)| message.clone()),
-            created_us: self.at.as_microsecond(),
-        }
-    }
-}
-
 /// Out of a log, all that can be.
 const ALL: [redact::Kind; 5] = [redact::Kind::Secret, redact::Kind::Email, redact::Kind::Card, redact::Kind::Ip, redact::Kind::Phone];
 
-/// Events that wait for their hooks; beyond, they are dropped.
+/// Events that wait for their hooks, and the bytes of their texts; beyond, they are dropped.
 const LINE: usize = 4096;
+const LINE_BYTES: usize = 64 << 20;
 /// Events taken at a time.
 const BATCH: usize = 1024;
 /// With more than these there is no need to wait for others.
 const FEW: usize = 256;
 /// How long the first of a batch waits for others: what is kept of a thousand calls costs one write.
 const GATHER: Duration = Duration::from_millis(50);
+/// Hooks at work at the same time: a webhook is no target for a thousand requests at once.
+const AT_ONCE: usize = 16;
 /// Of one hook and event.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Of a prompt, in a log line.
@@ -189,6 +89,7 @@ const PREVIEW: usize = 200;
 struct Event {
     hooks: Arc<[Hook]>,
     call: Arc<Call>,
+    _room: OwnedSemaphorePermit,
 }
 
 /// What comes down the line.
@@ -200,11 +101,21 @@ enum Word {
 
 /// The near end of the line.
 #[derive(Debug, Clone)]
-pub(super) struct Line(mpsc::Sender<Word>);
+pub(super) struct Line {
+    words: mpsc::Sender<Word>,
+    /// [`LINE_BYTES`] of it.
+    room: Arc<Semaphore>,
+}
 
 impl Line {
     pub(super) fn tell(&self, hooks: &Arc<[Hook]>, call: &Arc<Call>) {
-        if !hooks.is_empty() && self.0.try_send(Word::Event(Event { hooks: Arc::clone(hooks), call: Arc::clone(call) })).is_err() {
+        if hooks.is_empty() {
+            return;
+        }
+        let bytes = u32::try_from(call.bytes()).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.room).try_acquire_many_owned(bytes);
+        let event = room.map(|room| Event { hooks: Arc::clone(hooks), call: Arc::clone(call), _room: room });
+        if !event.is_ok_and(|event| self.words.try_send(Word::Event(event)).is_ok()) {
             metrics::counter!("llm_hook_events_dropped_total").increment(1);
         }
     }
@@ -212,7 +123,7 @@ impl Line {
     /// Returns when all that was told is done.
     pub(super) async fn end(&self) {
         let (done, answer) = oneshot::channel();
-        if self.0.send(Word::End(done)).await.is_ok() {
+        if self.words.send(Word::End(done)).await.is_ok() {
             // A runner that is gone has nothing left to do.
             let _ = answer.await;
         }
@@ -227,7 +138,7 @@ pub struct Runner {
 
 pub(super) fn line(store: Option<Store>) -> (Line, Runner) {
     let (sender, words) = mpsc::channel(LINE);
-    (Line(sender), Runner { words, store })
+    (Line { words: sender, room: Arc::new(Semaphore::new(LINE_BYTES)) }, Runner { words, store })
 }
 
 impl Runner {
@@ -265,8 +176,11 @@ impl Runner {
         if let Some(store) = self.store.as_ref().filter(|_| !rows.is_empty()) {
             guarded("record", async { store.keep_calls(rows).await.map_err(|error| error.to_string()) }).await;
         }
-        let rest = events.iter().flat_map(|event| event.hooks.iter().map(|hook| (hook, &event.call))).filter(|(hook, _)| !matches!(hook, Hook::Record));
-        futures_util::future::join_all(rest.map(|(hook, call)| guarded(hook.name(), look(hook, call)))).await;
+        let others = |event: &Event| {
+            event.hooks.iter().filter(|hook| !matches!(hook, Hook::Record)).map(|hook| (hook.clone(), Arc::clone(&event.call))).collect::<Vec<_>>()
+        };
+        let rest: Vec<(Hook, Arc<Call>)> = events.iter().flat_map(others).collect();
+        stream::iter(rest).for_each_concurrent(AT_ONCE, |(hook, call)| async move { guarded(hook.name(), look(&hook, &call)).await }).await;
     }
 }
 
@@ -358,7 +272,11 @@ async fn webhook(http: &Http, url: &SecretString, call: &Call) -> Result<(), Str
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{call::Outcome, *};
+    use crate::{
+        model::Usage,
+        providers::{CallCx, ChatRequest},
+    };
 
     fn call(schema: Option<serde_json::Value>, result: Result<(&str, Stop), (&str, &'static str)>) -> Call {
         let request = ChatRequest {

@@ -34,6 +34,10 @@ const SCARCE: u64 = 32;
 /// An answer gives back what its call was taken to need too much; who waits for the rates looks again this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
+/// Who has to wait for the rates waits at least this long, and then as many go as may by then: to a limit of a minute a few at a time are as
+/// even as one by one, and cost much less of the machine, where nothing else shares a wake-up or a commit.
+const TOGETHER: Duration = Duration::from_millis(100);
+
 #[derive(Debug)]
 pub(super) struct Lane {
     places: Arc<Fair>,
@@ -107,6 +111,17 @@ impl Lane {
         }
     }
 
+    /// Gives back what was taken for a call that was not made.
+    pub(super) fn give_back(&self, entry: &Entry) {
+        let mut state = self.lock();
+        if let Some(rate) = &mut state.requests {
+            rate.correct(1, 0);
+        }
+        if let Some(rate) = &mut state.tokens {
+            rate.correct(entry.tokens, 0);
+        }
+    }
+
     /// How long the pause still lasts.
     pub(super) fn pause(&self) -> Option<Duration> {
         let mut state = self.lock();
@@ -167,8 +182,9 @@ impl State {
 
     /// The tokens taken, or how long to wait as far as is known now.
     fn take(&mut self, now: Instant, slot: Instant, request: &ChatRequest) -> Result<u64, Duration> {
-        let rates = self.requests.iter().chain(&self.tokens).map(|rate| rate.wait(now));
-        let wait = rates.fold(slot.saturating_duration_since(now), Duration::max);
+        let rates = self.requests.iter().chain(&self.tokens).map(|rate| rate.wait(now)).fold(Duration::ZERO, Duration::max);
+        let together = if rates.is_zero() { Duration::ZERO } else { rates.max(TOGETHER) };
+        let wait = slot.saturating_duration_since(now).max(together);
         if !wait.is_zero() {
             return Err(wait);
         }

@@ -23,6 +23,7 @@ mod fair;
 pub mod hooks;
 mod lane;
 mod meter;
+mod pour;
 mod profile;
 mod rate;
 #[cfg(test)]
@@ -107,6 +108,8 @@ impl Default for CacheSpec {
 
 pub struct ProviderSpec {
     pub provider: Arc<dyn Provider>,
+    /// Whom its answers are of, for those that are kept: the same under another name, or in another process.
+    pub origin: String,
     pub limits: Limits,
 }
 
@@ -205,7 +208,7 @@ impl Gateway {
                 let (profile, provider) = (name.clone(), profile.provider.clone());
                 return Err(Unknown::Provider { profile, provider, known: spec.providers.into_keys().collect() });
             };
-            rungs.insert(name.clone(), Arc::new(shared.profile(name, profile, Arc::clone(&provider.provider), prices.get(&profile.provider, &profile.model))));
+            rungs.insert(name.clone(), Arc::new(shared.profile(name, profile, provider, prices.get(&profile.provider, &profile.model))));
         }
         let mut profiles = BTreeMap::new();
         for (name, profile) in spec.profiles {
@@ -271,7 +274,7 @@ impl Gateway {
 }
 
 impl Shared {
-    fn profile(&mut self, name: &str, spec: &ProfileSpec, provider: Arc<dyn Provider>, price: Option<Price>) -> Profile {
+    fn profile(&mut self, name: &str, spec: &ProfileSpec, provider: &ProviderSpec, price: Option<Price>) -> Profile {
         let model = (spec.provider.clone(), spec.model.clone());
         Profile {
             name: name.to_owned(),
@@ -283,7 +286,8 @@ impl Shared {
             budgets: Arc::clone(&self.budgets),
             retry: self.retry,
             timeout: spec.timeout.unwrap_or(TIMEOUT),
-            provider,
+            provider: Arc::clone(&provider.provider),
+            origin: provider.origin.clone(),
             provider_name: spec.provider.clone(),
             model: spec.model.clone(),
             temperature: spec.temperature,

@@ -1,13 +1,11 @@
 //! One profile's way from question to answer: read [`Ladder::ask`], [`Profile::answer`] and [`Profile::attempt`] in this order.
+//! The same in parts is [`super::pour`]'s.
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures_util::{
-    StreamExt,
-    stream::{self, BoxStream},
-};
-use tokio::{sync::mpsc, time::Instant};
+use futures_util::stream::BoxStream;
+use tokio::time::Instant;
 
 use super::{
     budget::{Budgets, Refusal, Reservation},
@@ -20,10 +18,11 @@ use super::{
 };
 use crate::{
     model::{Usage, nano_usd},
-    providers::{CallCx, CallError, ChatAnswer, ChatRequest, FallbackOn, Message, Model, Part, Piece, Provider, ProviderError, Question, Reply, prices::Price},
+    providers::{CallCx, CallError, ChatAnswer, ChatRequest, FallbackOn, Message, Model, Part, Provider, ProviderError, Question, Reply, prices::Price},
     schedule::clock::Clock,
     util::{
         backoff::{self, Policy},
+        driven::driven,
         duration::Human,
         redact::{self, Kind},
     },
@@ -31,7 +30,7 @@ use crate::{
 
 /// A profile and those that are asked where it cannot answer.
 pub(super) struct Ladder {
-    rungs: Vec<Arc<Profile>>,
+    pub(super) rungs: Vec<Arc<Profile>>,
     on: Vec<FallbackOn>,
 }
 
@@ -41,7 +40,7 @@ impl Ladder {
         Self { rungs, on }
     }
 
-    fn goes_down_on(&self, error: &CallError) -> bool {
+    pub(super) fn goes_down_on(&self, error: &CallError) -> bool {
         let why = match error {
             CallError::Blocked(_) => FallbackOn::Unavailable,
             CallError::Failed { kind: "rate_limited" | "overloaded", .. } => FallbackOn::RateLimited,
@@ -71,30 +70,11 @@ impl Model for Ladder {
     }
 
     fn stream<'a>(&'a self, question: Question, cx: CallCx<'a>) -> BoxStream<'a, Result<Part, CallError>> {
-        poured(move |out| async move { self.pour(&question, cx, &out).await })
+        driven(move |out| async move { self.pour(&question, cx, &out).await })
     }
 
     fn identity(&self) -> String {
         self.rungs.first().map(|rung| rung.identity()).unwrap_or_default()
-    }
-}
-
-impl Ladder {
-    /// `ask`, with the parts of the answer sent on as they come.
-    async fn pour(&self, question: &Question, cx: CallCx<'_>, out: &Outlet) {
-        let mut first = None;
-        for rung in &self.rungs {
-            match rung.pour(question, cx, out).await {
-                Ok(()) => return,
-                Err(Dry::Nothing(error)) if self.goes_down_on(&error) => {
-                    first.get_or_insert(error);
-                }
-                Err(Dry::Nothing(error) | Dry::Partly(error)) => return send(out, Err(error)).await,
-            }
-        }
-        if let Some(error) = first {
-            send(out, Err(error)).await;
-        }
     }
 }
 
@@ -103,6 +83,8 @@ pub(super) struct Profile {
     /// As in the settings.
     pub name: String,
     pub provider: Arc<dyn Provider>,
+    /// See [`super::ProviderSpec`].
+    pub origin: String,
     /// As in the settings.
     pub provider_name: String,
     pub model: String,
@@ -133,14 +115,14 @@ pub(super) struct Profile {
 }
 
 /// What an attempt holds while it is under way, and never while it waits to be tried again.
-struct Hold<'a> {
+pub(super) struct Hold<'a> {
     pass: Pass<'a>,
     entries: [Entry; 2],
     _everywhere: Place,
 }
 
 /// Why an attempt was not made, or how it failed.
-enum Fault {
+pub(super) enum Fault {
     /// No call was made and none will be for now.
     Refused(CallError),
     Provider(ProviderError),
@@ -154,7 +136,7 @@ impl Profile {
         let begun = Instant::now();
         let outcome = match self.keep.as_ref().filter(|(keep, _)| keep.takes(&request)) {
             Some((keep, answers)) => {
-                let key = cache::key(&self.provider_name, &request, question.sample);
+                let key = cache::key(&self.origin, &request, question.sample);
                 answers.get_or(key, *keep, request.schema.is_some(), || self.fetch(&request, cx)).await
             }
             None => self.fetch(&request, cx).await,
@@ -163,13 +145,13 @@ impl Profile {
         outcome
     }
 
-    fn tell_before(&self, request: &ChatRequest, cx: &CallCx<'_>) -> Option<Arc<Call>> {
+    pub(super) fn tell_before(&self, request: &ChatRequest, cx: &CallCx<'_>) -> Option<Arc<Call>> {
         let call = (!self.hooks.is_empty()).then(|| Arc::new(Call::new(self.clock.now(), cx, &self.name, &self.provider_name, request)))?;
         self.line.tell(&self.hooks.before, &call);
         Some(call)
     }
 
-    fn tell_after(&self, told: Option<Arc<Call>>, took: Duration, cx: CallCx<'_>, outcome: &Result<Reply, CallError>) {
+    pub(super) fn tell_after(&self, told: Option<Arc<Call>>, took: Duration, cx: CallCx<'_>, outcome: &Result<Reply, CallError>) {
         self.tally.add(self.clock.now(), &self.provider_name, &self.model, cx.monitor, outcome);
         if let Some(call) = told {
             self.line.tell(&self.hooks.after, &Arc::new(Arc::unwrap_or_clone(call).ended(took, outcome)));
@@ -207,14 +189,14 @@ impl Profile {
     }
 
     /// circuit -> budget -> limits.
-    async fn admit(&self, request: &ChatRequest, cx: CallCx<'_>) -> Result<(Hold<'_>, Reservation), CallError> {
+    pub(super) async fn admit(&self, request: &ChatRequest, cx: CallCx<'_>) -> Result<(Hold<'_>, Reservation), CallError> {
         self.circuit.check().map_err(|reason| self.blocked(&reason))?;
         let reservation = self.reserve(request, cx).await?;
         Ok((self.hold(request, cx).await?, reservation))
     }
 
     /// What to tell of a failed attempt, and how long to wait until the next one, where there is to be one.
-    fn verdict(&self, fault: Fault, attempt: u32, started: Option<Instant>) -> (CallError, Option<Duration>) {
+    pub(super) fn verdict(&self, fault: Fault, attempt: u32, started: Option<Instant>) -> (CallError, Option<Duration>) {
         let (kind, message, retry_after) = match fault {
             Fault::Refused(error) => return (error, None),
             Fault::Provider(ProviderError::Blocked { message, .. }) => return (self.blocked(&message), None),
@@ -229,75 +211,7 @@ impl Profile {
         (CallError::Failed { kind, message: gave_up(attempt, elapsed, &message) }, wait)
     }
 
-    /// `answer`, with the parts sent on: what comes in parts is neither taken from the cache nor kept.
-    async fn pour(&self, question: &Question, cx: CallCx<'_>, out: &Outlet) -> Result<(), Dry> {
-        let request = self.request(question);
-        let told = self.tell_before(&request, &cx);
-        let begun = Instant::now();
-        let mut sent = false;
-        let outcome = self.pour_until(&request, cx, out, &mut sent).await;
-        self.tell_after(told, begun.elapsed(), cx, &outcome);
-        match outcome {
-            Ok(reply) => {
-                send(out, Ok(Part::End(reply))).await;
-                Ok(())
-            }
-            Err(error) if sent => Err(Dry::Partly(error)),
-            Err(error) => Err(Dry::Nothing(error)),
-        }
-    }
-
-    /// Nothing is tried again once a part was sent on.
-    async fn pour_until(&self, request: &ChatRequest, cx: CallCx<'_>, out: &Outlet, sent: &mut bool) -> Result<Reply, CallError> {
-        let mut started = None;
-        let mut attempt = 1;
-        loop {
-            let fault = match self.pour_once(request, cx, &mut started, out, sent).await {
-                Ok(answer) => return Ok(self.reply(answer, started)),
-                Err(fault) => fault,
-            };
-            let (error, again) = self.verdict(fault, attempt, started);
-            match again.filter(|_| !*sent) {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => return Err(error),
-            }
-            attempt += 1;
-        }
-    }
-
-    /// As [`Profile::attempt`]; `sent` becomes true with the first part that is sent on.
-    async fn pour_once(
-        &self,
-        request: &ChatRequest,
-        cx: CallCx<'_>,
-        started: &mut Option<Instant>,
-        out: &Outlet,
-        sent: &mut bool,
-    ) -> Result<ChatAnswer, Fault> {
-        let (hold, mut reservation) = self.admit(request, cx).await.map_err(Fault::Refused)?;
-        reservation.begin();
-        let begun = Instant::now();
-        started.get_or_insert(begun);
-        let mut pieces = self.provider.stream(request);
-        let outcome = loop {
-            // The bound is on silence: a long answer that keeps coming is no hang.
-            let next = in_time(self.timeout, async { pieces.next().await.unwrap_or_else(|| Err(cut_off())) }).await;
-            match next {
-                Ok(Piece::Text(text)) => {
-                    *sent = true;
-                    send(out, Ok(Part::Text(text))).await;
-                }
-                Ok(Piece::End(answer)) => break Ok(answer),
-                Err(error) => break Err(error),
-            }
-        };
-        drop(pieces);
-        self.meter.attempt(begun.elapsed(), &outcome);
-        self.settle(hold, reservation, &outcome, *sent);
-        outcome.map_err(Fault::Provider)
-    }
-
-    fn request(&self, question: &Question) -> ChatRequest {
+    pub(super) fn request(&self, question: &Question) -> ChatRequest {
         let system = match (&self.system, &question.system) {
             (Some(own), Some(asked)) => Some(format!("{own}\n\n{asked}")),
             (own, asked) => own.clone().or_else(|| asked.clone()),
@@ -350,11 +264,14 @@ impl Profile {
                 let pass = self.circuit.enter().map_err(|reason| self.blocked(&reason))?;
                 return Ok(Hold { pass, entries, _everywhere: everywhere });
             }
+            for (lane, entry) in self.lanes.iter().zip(&entries) {
+                lane.give_back(entry);
+            }
         }
     }
 
     /// Gives back what was held and lets everything shared learn from the outcome. `partly`: text had come before it.
-    fn settle(&self, hold: Hold<'_>, reservation: Reservation, outcome: &Result<ChatAnswer, ProviderError>, partly: bool) {
+    pub(super) fn settle(&self, hold: Hold<'_>, reservation: Reservation, outcome: &Result<ChatAnswer, ProviderError>, partly: bool) {
         // A stream that breaks with an error of the provider's is billed up to there.
         reservation.settle(if partly && outcome.is_err() { None } else { self.cost_at_most(outcome) });
         for (lane, entry) in self.lanes.iter().zip(&hold.entries) {
@@ -385,7 +302,7 @@ impl Profile {
         }
     }
 
-    fn reply(&self, answer: ChatAnswer, started: Option<Instant>) -> Reply {
+    pub(super) fn reply(&self, answer: ChatAnswer, started: Option<Instant>) -> Reply {
         let cost_usd = self.price.and_then(|price| price.cost(answer.tokens));
         self.meter.used(answer.tokens, cost_usd);
         let usage = Usage {
@@ -406,33 +323,6 @@ impl Profile {
     fn blocked(&self, reason: &str) -> CallError {
         CallError::Blocked(format!("{}/{}: {reason}", self.provider_name, self.model))
     }
-}
-
-/// Where the parts of an answer go.
-type Outlet = mpsc::Sender<Result<Part, CallError>>;
-
-/// Why a stream ended without its end.
-enum Dry {
-    /// Before its first part: another profile may be asked.
-    Nothing(CallError),
-    Partly(CallError),
-}
-
-async fn send(out: &Outlet, part: Result<Part, CallError>) {
-    // Nobody listens any more: then the whole stream is dropped, this future included.
-    let _ = out.send(part).await;
-}
-
-/// The parts that a future sends, as a stream that drives it.
-fn poured<'a, F: Future<Output = ()> + Send + 'a>(pour: impl FnOnce(Outlet) -> F) -> BoxStream<'a, Result<Part, CallError>> {
-    let (out, parts) = mpsc::channel(1);
-    let parts = stream::unfold(parts, |mut parts| async move { parts.recv().await.map(|part| (part, parts)) });
-    let driver = stream::once(pour(out)).filter_map(|()| std::future::ready(None));
-    Box::pin(stream::select(parts, driver))
-}
-
-fn cut_off() -> ProviderError {
-    ProviderError::Transient { kind: "transport", message: "the answer ended without its end".to_owned(), retry_after: None }
 }
 
 /// Around the texts: roles, separators, a tool's or a schema's own words.

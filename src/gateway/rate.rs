@@ -28,11 +28,9 @@ impl Rate {
         self.start(now).saturating_duration_since(now)
     }
 
-    /// Takes units; returns how long to wait until they may be used.
-    pub(super) fn take(&mut self, now: Instant, units: u64) -> Duration {
-        let start = self.start(now);
-        self.free = start.checked_add(self.time(units));
-        start.saturating_duration_since(now)
+    /// Takes units, whether their time has come or not.
+    pub(super) fn take(&mut self, now: Instant, units: u64) {
+        self.free = self.start(now).checked_add(self.time(units));
     }
 
     /// What was taken turned out to be more or less.
@@ -57,11 +55,18 @@ mod tests {
 
     use super::*;
 
+    /// How long to wait for units that are taken now.
+    fn taken(rate: &mut Rate, now: Instant, units: u64) -> Duration {
+        let wait = rate.wait(now);
+        rate.take(now, units);
+        wait
+    }
+
     #[test]
     fn a_seconds_share_at_once_and_the_rest_evenly() {
         let now = Instant::now();
         let mut rate = Rate::per_minute(600);
-        let waits: Vec<u128> = (0..14).map(|_| rate.take(now, 1).as_millis()).collect();
+        let waits: Vec<u128> = (0..14).map(|_| taken(&mut rate, now, 1).as_millis()).collect();
         assert_eq!(waits, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 100, 200, 300, 400]);
     }
 
@@ -69,12 +74,12 @@ mod tests {
     fn what_was_taken_too_much_comes_back() {
         let now = Instant::now();
         let mut rate = Rate::per_minute(60_000);
-        assert_eq!(rate.take(now, 5_000), Duration::ZERO);
-        assert_eq!(rate.take(now, 1), Duration::from_millis(4_001), "a large call is a debt for the next one");
+        assert_eq!(taken(&mut rate, now, 5_000), Duration::ZERO);
+        assert_eq!(taken(&mut rate, now, 1), Duration::from_millis(4_001), "a large call is a debt for the next one");
         rate.correct(5_000, 1_000);
-        assert_eq!(rate.take(now, 1), Duration::from_millis(2));
+        assert_eq!(taken(&mut rate, now, 1), Duration::from_millis(2));
         rate.correct(1, 1_000);
-        assert_eq!(rate.take(now, 1), Duration::from_millis(1_002));
+        assert_eq!(taken(&mut rate, now, 1), Duration::from_millis(1_002));
     }
 
     proptest! {
@@ -84,7 +89,7 @@ mod tests {
             let (mut rate, mut now, mut used) = (Rate::per_minute(limit), begin, Vec::new());
             for gap in gaps {
                 now += Duration::from_millis(gap);
-                used.push(now + rate.take(now, 1));
+                used.push(now + taken(&mut rate, now, 1));
             }
             let share = |seconds: f64| f64::from(limit) / 60.0 * seconds;
             for (i, from) in used.iter().enumerate() {

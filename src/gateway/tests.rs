@@ -104,7 +104,7 @@ fn gateway(provider: &Arc<Scripted>, judge_calls: usize, concurrency: Option<usi
     let provider = Arc::clone(provider) as Arc<dyn Provider>;
     let profile = ProfileSpec { provider: "main".to_owned(), model: "gpt-4o-mini".to_owned(), timeout: Some(Duration::from_secs(5)), ..ProfileSpec::default() };
     built(
-        [("main".to_owned(), ProviderSpec { provider, limits: Limits { concurrency, ..Limits::default() } })],
+        [("main".to_owned(), ProviderSpec { provider, origin: String::new(), limits: Limits { concurrency, ..Limits::default() } })],
         [("judge".to_owned(), profile.clone()), ("other".to_owned(), profile)],
         judge_calls,
         Policy::default(),
@@ -269,7 +269,8 @@ async fn names_that_are_not_there_are_told_with_those_that_are() {
 
 /// Two providers, and a profile that falls back from the first to the second.
 fn ladder(first: &Arc<Scripted>, second: &Arc<Scripted>, on: Vec<FallbackOn>) -> Gateway {
-    let provider = |scripted: &Arc<Scripted>| ProviderSpec { provider: Arc::clone(scripted) as Arc<dyn Provider>, limits: Limits::default() };
+    let provider =
+        |scripted: &Arc<Scripted>| ProviderSpec { provider: Arc::clone(scripted) as Arc<dyn Provider>, origin: String::new(), limits: Limits::default() };
     let profile = |name: &str, fallback: &[&str]| ProfileSpec {
         provider: name.to_owned(),
         model: "gpt-4o-mini".to_owned(),
@@ -322,7 +323,7 @@ async fn a_minute_takes_no_more_than_its_requests() {
     let spec =
         ProfileSpec { provider: "main".to_owned(), model: "m".to_owned(), limits: Limits { rpm: Some(120), ..Limits::default() }, ..ProfileSpec::default() };
     let gateway = built(
-        [("main".to_owned(), ProviderSpec { provider: Arc::clone(&provider) as Arc<dyn Provider>, limits: Limits::default() })],
+        [("main".to_owned(), ProviderSpec { provider: Arc::clone(&provider) as Arc<dyn Provider>, origin: String::new(), limits: Limits::default() })],
         [("judge".to_owned(), spec)],
         64,
         Policy::default(),

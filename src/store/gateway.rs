@@ -1,6 +1,6 @@
 //! What the gateway keeps: money set aside, cached answers, usage by day, single calls.
 
-use sqlx::{Row, SqliteConnection};
+use sqlx::{QueryBuilder, Row, SqliteConnection};
 
 use super::{Closed, Store, writer::Write};
 
@@ -85,9 +85,8 @@ impl Store {
     ///
     /// # Errors
     /// The database's.
-    pub async fn cached(&self, key: &[u8; 32], now_us: i64) -> Result<Option<(i64, String)>, sqlx::Error> {
-        let sql = "SELECT expires_us, reply FROM cache WHERE key = $1 AND expires_us > $2";
-        sqlx::query_as(sql).bind(key.as_slice()).bind(now_us).fetch_optional(&self.read).await
+    pub async fn cached(&self, key: [u8; 32], now_us: i64) -> Result<Option<String>, sqlx::Error> {
+        self.lookup.cached(key, now_us).await
     }
 
     /// # Errors
@@ -136,6 +135,9 @@ impl Store {
     }
 }
 
+/// Rows of one statement.
+const ROWS: usize = 64;
+
 pub(super) async fn apply(db: &mut SqliteConnection, write: &GatewayWrite) -> Result<(), sqlx::Error> {
     match write {
         GatewayWrite::Budget { scope, period_us, committed, at_us } => {
@@ -144,10 +146,13 @@ pub(super) async fn apply(db: &mut SqliteConnection, write: &GatewayWrite) -> Re
             sqlx::query(sql).bind(scope).bind(period_us).bind(committed).bind(at_us).execute(db).await?;
         }
         GatewayWrite::Cached(rows) => {
-            for CachedRow { key, expires_us, reply } in rows {
-                let sql = "INSERT INTO cache (key, expires_us, reply) VALUES ($1, $2, $3)
-                    ON CONFLICT (key) DO UPDATE SET expires_us = excluded.expires_us, reply = excluded.reply";
-                sqlx::query(sql).bind(key.as_slice()).bind(expires_us).bind(reply).execute(&mut *db).await?;
+            for rows in rows.chunks(ROWS) {
+                let mut sql = QueryBuilder::new("INSERT INTO cache (key, expires_us, reply) ");
+                sql.push_values(rows, |mut values, row| {
+                    values.push_bind(row.key.as_slice()).push_bind(row.expires_us).push_bind(&row.reply);
+                });
+                sql.push(" ON CONFLICT (key) DO UPDATE SET expires_us = excluded.expires_us, reply = excluded.reply");
+                sql.build().persistent(false).execute(&mut *db).await?;
             }
         }
         GatewayWrite::Usage(rows) => {
@@ -156,8 +161,8 @@ pub(super) async fn apply(db: &mut SqliteConnection, write: &GatewayWrite) -> Re
             }
         }
         GatewayWrite::Calls(rows) => {
-            for row in rows {
-                keep_call(&mut *db, row).await?;
+            for rows in rows.chunks(ROWS) {
+                keep_calls(&mut *db, rows).await?;
             }
         }
     }
@@ -186,31 +191,32 @@ async fn add_usage(db: &mut SqliteConnection, row: &UsageRow) -> Result<(), sqlx
         .map(drop)
 }
 
-async fn keep_call(db: &mut SqliteConnection, row: &CallRow) -> Result<(), sqlx::Error> {
+async fn keep_calls(db: &mut SqliteConnection, rows: &[CallRow]) -> Result<(), sqlx::Error> {
     let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    let sql = "INSERT INTO calls (trace_id, monitor, metric, item_id, profile, provider, model, prompt, response, input_tokens, output_tokens, latency_ms,
-            cost_usd, status, error, created_us)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)";
-    sqlx::query(sql)
-        .bind(&row.trace_id)
-        .bind(&row.monitor)
-        .bind(&row.metric)
-        .bind(&row.item_id)
-        .bind(&row.profile)
-        .bind(&row.provider)
-        .bind(&row.model)
-        .bind(&row.prompt)
-        .bind(row.response.as_deref())
-        .bind(row.input_tokens.map(int))
-        .bind(row.output_tokens.map(int))
-        .bind(int(row.latency_ms))
-        .bind(row.cost_usd)
-        .bind(&row.status)
-        .bind(row.error.as_deref())
-        .bind(row.created_us)
-        .execute(db)
-        .await
-        .map(drop)
+    let mut sql = QueryBuilder::new(
+        "INSERT INTO calls (trace_id, monitor, metric, item_id, profile, provider, model, prompt, response, input_tokens, output_tokens, latency_ms,
+            cost_usd, status, error, created_us) ",
+    );
+    sql.push_values(rows, |mut values, row| {
+        values
+            .push_bind(&row.trace_id)
+            .push_bind(&row.monitor)
+            .push_bind(&row.metric)
+            .push_bind(&row.item_id)
+            .push_bind(&row.profile)
+            .push_bind(&row.provider)
+            .push_bind(&row.model)
+            .push_bind(&row.prompt)
+            .push_bind(row.response.as_deref())
+            .push_bind(row.input_tokens.map(int))
+            .push_bind(row.output_tokens.map(int))
+            .push_bind(int(row.latency_ms))
+            .push_bind(row.cost_usd)
+            .push_bind(&row.status)
+            .push_bind(row.error.as_deref())
+            .push_bind(row.created_us);
+    });
+    sql.build().persistent(false).execute(db).await.map(drop)
 }
 
 /// Longer than a month, the longest period of a budget.

@@ -15,13 +15,15 @@
 mod apply;
 mod gateway;
 pub mod lock;
+mod lookup;
+mod outcomes;
 mod read;
 mod retention;
 mod secrets;
 mod types;
 mod writer;
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use sqlx::{
@@ -31,6 +33,7 @@ use sqlx::{
 use tokio::sync::watch;
 
 pub use gateway::{CachedRow, CallRow, UsageRow};
+use lookup::Lookup;
 pub use read::{ExportFilter, ItemLife, MonitorStatus, QueueStatus, Since};
 pub use retention::Retention;
 pub use secrets::{SecretsError, change_secrets, read_secrets};
@@ -47,6 +50,7 @@ pub const FILE: &str = "assayd.db";
 #[derive(Debug, Clone)]
 pub struct Store {
     read: SqlitePool,
+    lookup: Arc<Lookup>,
     writes: Option<tokio::sync::mpsc::Sender<Request>>,
     health: watch::Receiver<Health>,
 }
@@ -97,7 +101,8 @@ impl Store {
         let (health, watch) = watch::channel(Health::Well);
         let (writes, requests) = tokio::sync::mpsc::channel(1024);
         let writer = Writer::new(options.clone(), connection, requests, health);
-        Ok((Self { read: pool(options.create_if_missing(false)), writes: Some(writes), health: watch }, writer))
+        let options = options.create_if_missing(false);
+        Ok((Self { lookup: Arc::new(Lookup::new(options.clone())), read: pool(options), writes: Some(writes), health: watch }, writer))
     }
 
     /// Opens an existing database beside whichever process writes it.
@@ -109,7 +114,8 @@ impl Store {
         let path = state.join(FILE);
         anyhow::ensure!(path.exists(), "there is no store at {} yet: nothing has run", path.display());
         let (_, health) = watch::channel(Health::Well);
-        Ok(Self { read: pool(options(&path).create_if_missing(false)), writes: None, health })
+        let options = options(&path).create_if_missing(false);
+        Ok(Self { lookup: Arc::new(Lookup::new(options.clone())), read: pool(options), writes: None, health })
     }
 
     /// For waiting until writes get through, and for saying that they do not.

@@ -5,6 +5,7 @@ mod openai;
 
 use std::{
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,6 +21,7 @@ use axum::{
     routing::{get, post},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::mpsc;
 
 use crate::{
     control::{Control, Refusal, RunRequest},
@@ -38,7 +40,12 @@ pub struct Web {
     pub token: Option<SecretString>,
     /// Profiles, for calls from outside.
     pub models: Arc<dyn Models>,
+    /// Takes what goes on beside a request; ended with the daemon.
+    pub work: mpsc::UnboundedSender<Work>,
 }
+
+/// What goes on beside a request, as a task of its own.
+pub type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pub fn router(web: Web) -> Router {
     Router::new()

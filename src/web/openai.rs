@@ -3,7 +3,7 @@
 //! What would change the meaning of an answer and is not carried out (tools, several choices) is refused by name; what only
 //! tunes or labels a call is taken and ignored, as other gateways do.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -15,13 +15,20 @@ use axum::{
     },
     routing::{get, post},
 };
-use futures_util::{StreamExt, stream::BoxStream};
+use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::mpsc::{self, error::SendTimeoutError};
 use uuid::Uuid;
 
 use super::Web;
 use crate::providers::{CallCx, CallError, Message, Model, Part, Question, Reply, Role, Stop};
+
+/// Parts of a stream that wait for their client.
+const AHEAD: usize = 16;
+
+/// How long a client of a stream may read nothing.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The longest body taken: a prompt of some ten million tokens.
 const MAX_BODY: usize = 32 << 20;
@@ -221,7 +228,7 @@ async fn chat(State(web): State<Web>, body: axum::body::Bytes) -> Result<Respons
     let question = question(asked)?;
     let call = Call { id: Uuid::now_v7().simple().to_string(), created: jiff::Timestamp::now().as_second(), profile };
     if streams {
-        return Ok(call.stream(model, question, with_usage).await?.into_response());
+        return Ok(call.stream(&web, model, question, with_usage).await?.into_response());
     }
     let reply = model.ask(question, call.cx()).await?;
     Ok(Json(call.completion(&reply)).into_response())
@@ -310,16 +317,19 @@ impl Call {
     }
 
     /// The first part is awaited here: what fails before it is an answer with a status, not a stream that breaks.
-    async fn stream(self, model: Arc<dyn Model>, question: Question, with_usage: bool) -> Result<impl IntoResponse + use<>, Refusal> {
-        let mut parts = owned(self.clone(), model, question);
+    async fn stream(self, web: &Web, model: Arc<dyn Model>, question: Question, with_usage: bool) -> Result<impl IntoResponse + use<>, Refusal> {
+        let (out, parts) = mpsc::channel(AHEAD);
+        // A daemon that is going down drops it, and with it the sender: the stream ends without a part.
+        let _ = web.work.send(Box::pin(pour(self.clone(), model, question, out)));
+        let mut parts = Box::pin(stream::unfold(parts, |mut parts| async move { parts.recv().await.map(|part| (part, parts)) }));
         let first = match parts.next().await {
             Some(Err(error)) => return Err(error.into()),
             Some(Ok(part)) => Some(Ok(part)),
             None => None,
         };
         let begin = self.chunk(&json!({ "role": "assistant", "content": "" }), None);
-        let rest = futures_util::stream::iter(first).chain(parts).flat_map(move |part| futures_util::stream::iter(self.events(part, with_usage)));
-        let events = futures_util::stream::once(std::future::ready(begin.to_string())).chain(rest);
+        let rest = stream::iter(first).chain(parts).flat_map(move |part| stream::iter(self.events(part, with_usage)));
+        let events = stream::once(std::future::ready(begin.to_string())).chain(rest);
         Ok(Sse::new(events.map(|data| Ok::<_, Infallible>(Event::default().data(data)))).keep_alive(KeepAlive::default()))
     }
 
@@ -342,20 +352,24 @@ impl Call {
     }
 }
 
-/// A stream that keeps what it borrows from.
-fn owned(call: Call, model: Arc<dyn Model>, question: Question) -> BoxStream<'static, Result<Part, CallError>> {
-    let (out, parts) = tokio::sync::mpsc::channel(1);
-    let driver = async move {
-        let mut stream = model.stream(question, call.cx());
-        while let Some(part) = stream.next().await {
-            if out.send(part).await.is_err() {
-                return;
+/// The parts of an answer, for as long as somebody takes them. What a client that is there but does not read holds up (a place, money
+/// that is set aside) is let go.
+async fn pour(call: Call, model: Arc<dyn Model>, question: Question, out: mpsc::Sender<Result<Part, CallError>>) {
+    let mut parts = model.stream(question, call.cx());
+    loop {
+        let part = tokio::select! {
+            () = out.closed() => return,
+            part = parts.next() => part,
+        };
+        let Some(part) = part else { return };
+        match out.send_timeout(part, PATIENCE).await {
+            Ok(()) => {}
+            Err(SendTimeoutError::Closed(_)) => return,
+            Err(SendTimeoutError::Timeout(_)) => {
+                return tracing::warn!(profile = call.profile, "a client has not read its stream for {} s; the stream is ended", PATIENCE.as_secs());
             }
         }
-    };
-    let driver = futures_util::stream::once(driver).filter_map(|()| std::future::ready(None));
-    let parts = futures_util::stream::unfold(parts, |mut parts| async move { parts.recv().await.map(|part| (part, parts)) });
-    Box::pin(futures_util::stream::select(parts, driver))
+    }
 }
 
 fn listed(name: &str) -> Value {
@@ -373,5 +387,68 @@ async fn model(State(web): State<Web>, axum::extract::Path(name): axum::extract:
     } else {
         let message = format!("there is no profile `{}`", crate::util::text::one_line(&name, 60));
         Err(Refusal { status: StatusCode::NOT_FOUND, code: Some("model_not_found"), ..Refusal::bad("model".to_owned(), message) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::stream::BoxStream;
+
+    use super::*;
+
+    /// Never at the end of what it has to say; knows how many listen.
+    #[derive(Default)]
+    struct Talker(Arc<AtomicUsize>);
+
+    struct Listener(Arc<AtomicUsize>);
+
+    impl Drop for Listener {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Model for Talker {
+        async fn ask(&self, _: Question, _: CallCx<'_>) -> Result<Reply, CallError> {
+            unreachable!("it only streams")
+        }
+
+        fn stream<'a>(&'a self, _: Question, _: CallCx<'a>) -> BoxStream<'a, Result<Part, CallError>> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            let listener = Listener(Arc::clone(&self.0));
+            Box::pin(stream::repeat_with(move || {
+                let _ = &listener;
+                Ok(Part::Text("and ".to_owned()))
+            }))
+        }
+
+        fn identity(&self) -> String {
+            String::new()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_nothing_is_left() {
+        let talker = Arc::new(Talker::default());
+        let call = Call { id: "1".to_owned(), created: 0, profile: "judge".to_owned() };
+        let (out, mut parts) = mpsc::channel(AHEAD);
+        let begin = tokio::time::Instant::now();
+        pour(call.clone(), Arc::clone(&talker) as Arc<dyn Model>, Question::default(), out).await;
+        assert_eq!((begin.elapsed(), talker.0.load(Ordering::SeqCst)), (PATIENCE, 0), "the call is over, and holds nothing");
+        let mut had = 0;
+        while parts.recv().await.is_some() {
+            had += 1;
+        }
+        assert_eq!(had, AHEAD, "what came before is there, and then the end");
+
+        // Whoever hangs up is left at once, also while the model is silent or has more to say.
+        let (out, parts) = mpsc::channel(AHEAD);
+        drop(parts);
+        let begin = tokio::time::Instant::now();
+        pour(call, Arc::clone(&talker) as Arc<dyn Model>, Question::default(), out).await;
+        assert_eq!((begin.elapsed(), talker.0.load(Ordering::SeqCst)), (Duration::ZERO, 0));
     }
 }

@@ -70,6 +70,14 @@ impl Node {
         }
     }
 
+    #[must_use]
+    pub fn as_str(&self) -> Option<&str> {
+        match &self.value {
+            Value::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// The value of a key of a map.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Node> {

@@ -1,0 +1,71 @@
+//! Kept answers by their key, read for many callers at once: as the writer gathers what is written.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use sqlx::{ConnectOptions, Row, SqliteConnection, sqlite::SqliteConnectOptions};
+use tokio::sync::oneshot;
+
+type Key = [u8; 32];
+
+/// A reader with a connection of its own. Whoever has the connection asks for all who wait for it.
+#[derive(Debug)]
+pub(super) struct Lookup {
+    options: SqliteConnectOptions,
+    /// `None` before the first use, and after a failure.
+    connection: tokio::sync::Mutex<Option<SqliteConnection>>,
+    waiting: Mutex<Vec<Waiting>>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    key: Key,
+    now_us: i64,
+    answer: oneshot::Sender<Option<String>>,
+}
+
+impl Lookup {
+    pub(super) fn new(options: SqliteConnectOptions) -> Self {
+        Self { options, connection: tokio::sync::Mutex::default(), waiting: Mutex::default() }
+    }
+
+    /// The reply that is kept under a key and has not expired.
+    pub(super) async fn cached(&self, key: Key, now_us: i64) -> Result<Option<String>, sqlx::Error> {
+        loop {
+            let (answer, mut answered) = oneshot::channel();
+            // Nothing under this lock can panic half-way.
+            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(Waiting { key, now_us, answer });
+            let mut connection = self.connection.lock().await;
+            match answered.try_recv() {
+                Ok(found) => return Ok(found),
+                // Who asked for this one was cancelled, or met an error.
+                Err(oneshot::error::TryRecvError::Closed) => continue,
+                Err(oneshot::error::TryRecvError::Empty) => {}
+            }
+            let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+            let mut db = match connection.take() {
+                Some(db) => db,
+                None => self.options.connect().await?,
+            };
+            let mut found = read(&mut db, &waiting).await?;
+            *connection = Some(db);
+            for waiting in waiting {
+                let reply = found.get(&waiting.key).filter(|(expires_us, _)| *expires_us > waiting.now_us).map(|(_, reply)| reply.clone());
+                // Who asked may be gone.
+                let _ = waiting.answer.send(reply);
+            }
+            return Ok(found.remove(&key).filter(|(expires_us, _)| *expires_us > now_us).map(|(_, reply)| reply));
+        }
+    }
+}
+
+async fn read(db: &mut SqliteConnection, waiting: &[Waiting]) -> Result<HashMap<Key, (i64, String)>, sqlx::Error> {
+    let keys: Vec<String> = waiting.iter().map(|waiting| blake3::Hash::from_bytes(waiting.key).to_hex().to_string()).collect();
+    let keys = serde_json::to_string(&keys).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    let sql = "SELECT cache.key, expires_us, reply FROM json_each($1) AS wanted JOIN cache ON cache.key = unhex(wanted.value)";
+    let rows = sqlx::query(sql).bind(keys).fetch_all(db).await?;
+    let key = |row: &sqlx::sqlite::SqliteRow| Key::try_from(row.try_get::<&[u8], _>("key")?).map_err(|error| sqlx::Error::Decode(error.into()));
+    rows.iter().map(|row| Ok((key(row)?, (row.try_get("expires_us")?, row.try_get("reply")?)))).collect()
+}

@@ -1,0 +1,119 @@
+//! What came of judged items, many at a time: a statement's way to the database's thread and back costs more than most statements.
+
+use std::collections::HashSet;
+
+use sqlx::{QueryBuilder, SqliteConnection};
+
+use super::{
+    ItemOutcome, NewScore,
+    apply::{Names, json},
+    writer::{Request, Write},
+};
+use crate::model::{Decision, Outcome};
+
+/// Rows of one statement. Each number of rows is a statement of its own, and is prepared once.
+const ROWS: usize = 16;
+
+/// The outcomes that a batch begins with, of as many different items: one of the same item again is written after the first.
+pub(super) fn first(batch: &[Request]) -> Vec<&ItemOutcome> {
+    let mut items = HashSet::new();
+    let outcomes = batch.iter().map_while(|request| if let Write::Outcome(outcome) = &request.write { Some(&**outcome) } else { None });
+    outcomes.take_while(|outcome| items.insert(outcome.key)).collect()
+}
+
+/// An item that retention forgot while its outcome waited has nothing left to hang a score on: then nothing is written of it.
+pub(super) async fn write(db: &mut SqliteConnection, names: &mut Names, outcomes: &[&ItemOutcome]) -> Result<(), sqlx::Error> {
+    let mut scores = Vec::with_capacity(outcomes.len());
+    let mut queued = Vec::with_capacity(outcomes.len());
+    for outcome in outcomes {
+        let monitor = names.monitor(db, &outcome.monitor).await?;
+        scores.extend(outcome.scores.iter().map(|score| (monitor, *outcome, score)));
+        for queue in outcome.queues.iter() {
+            let queue = names.queue(db, queue).await?;
+            let scored = outcome.scores.iter().filter(|score| matches!(score.outcome, Outcome::Scored { .. }));
+            queued.extend(scored.map(|score| (queue, score.score_id.as_str())));
+        }
+    }
+    for rows in scores.chunks(ROWS) {
+        insert_scores(db, rows).await?;
+    }
+    end(db, outcomes, &queued).await
+}
+
+/// A score that was recorded stays as it is; a failed judgement gives way to what a later attempt found.
+async fn insert_scores(db: &mut SqliteConnection, rows: &[(i64, &ItemOutcome, &NewScore)]) -> Result<(), sqlx::Error> {
+    let int = |n: Option<u64>| n.and_then(|n| i64::try_from(n).ok());
+    // `column4` is the item's key. Bound, since a number's way through JSON may change its last bit.
+    let mut sql = QueryBuilder::new(
+        "INSERT INTO scores (score_id, run_id, monitor, item, metric, revision, item_id, trace_id, environment, url, item_us, outcome, data_type, value, raw,
+            label, passed, reason, provider, model, input_tokens, output_tokens, cost_usd, latency_ms, answer, created_us)
+        SELECT column1, column2, column3, items.id, column5, column6, column7, column8, column9, column10, column11, column12, column13, column14, column15,
+            column16, column17, column18, column19, column20, column21, column22, column23, column24, column25, column26 FROM (",
+    );
+    sql.push_values(rows, |mut values, (monitor, of, score)| {
+        let (value, raw, label, passed) = match &score.outcome {
+            Outcome::Scored { value, raw, label, passed, .. } => (Some(*value), *raw, label.as_deref(), *passed),
+            _ => (None, None, None, None),
+        };
+        values
+            .push_bind(&score.score_id)
+            .push_bind(&of.run_id)
+            .push_bind(*monitor)
+            .push_bind(of.key.0.as_slice())
+            .push_bind(&*score.metric)
+            .push_bind(&*score.revision)
+            .push_bind(&of.item_id)
+            .push_bind(of.trace_id.as_deref())
+            .push_bind(of.environment.as_deref())
+            .push_bind(of.url.as_deref())
+            .push_bind(of.item_us)
+            .push_bind(score.outcome.kind())
+            .push_bind(score.data_type)
+            .push_bind(value)
+            .push_bind(raw)
+            .push_bind(label)
+            .push_bind(passed)
+            .push_bind(score.outcome.reason())
+            .push_bind(score.usage.provider.as_deref())
+            .push_bind(score.usage.model.as_deref())
+            .push_bind(int(score.usage.input_tokens))
+            .push_bind(int(score.usage.output_tokens))
+            .push_bind(score.usage.cost_usd)
+            .push_bind(int(score.usage.latency_ms))
+            .push_bind(score.answer.as_deref())
+            .push_bind(of.at_us);
+    });
+    sql.push(
+        ") JOIN items ON items.key = column4 WHERE true
+        ON CONFLICT (score_id) DO UPDATE SET run_id = excluded.run_id, outcome = excluded.outcome, value = excluded.value, raw = excluded.raw,
+            label = excluded.label, passed = excluded.passed, reason = excluded.reason, provider = excluded.provider, model = excluded.model,
+            input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens, cost_usd = excluded.cost_usd, latency_ms = excluded.latency_ms,
+            answer = excluded.answer, created_us = excluded.created_us WHERE scores.outcome <> 'scored'",
+    );
+    sql.build().execute(db).await.map(drop)
+}
+
+/// Queues the scores (queue, `score_id`) and decides the items.
+async fn end(db: &mut SqliteConnection, outcomes: &[&ItemOutcome], queued: &[(i64, &str)]) -> Result<(), sqlx::Error> {
+    // key, decision, reason, run, when, attempts used up, comes back, is an event
+    let ended: Vec<_> = outcomes
+        .iter()
+        .filter_map(|outcome| {
+            let end = outcome.end.as_ref()?;
+            let event = end.comes_back || end.decision == Decision::Failed;
+            let key = format!("{:032x}", u128::from_be_bytes(outcome.key.0));
+            Some((key, end.decision, &end.reason, &outcome.run_id, outcome.at_us, i64::from(end.counts), end.comes_back, event))
+        })
+        .collect();
+    let sql = "INSERT INTO outbox (queue, score) SELECT queued.value ->> 0, scores.id FROM json_each($1) AS queued JOIN scores ON scores.score_id = queued.value ->> 1
+            WHERE true ON CONFLICT (score, queue) DO NOTHING;
+        UPDATE items SET decision = ended.value ->> 1, reason = ended.value ->> 2, run_id = ended.value ->> 3, decided_us = ended.value ->> 4,
+            attempts = attempts + (ended.value ->> 5) FROM json_each($2) AS ended WHERE items.key = unhex(ended.value ->> 0);
+        UPDATE pending SET state = ended.value ->> 1 FROM json_each($2) AS ended JOIN items ON items.key = unhex(ended.value ->> 0)
+            WHERE pending.item = items.id AND ended.value ->> 6;
+        DELETE FROM pending WHERE item IN (SELECT items.id FROM json_each($2) AS ended JOIN items ON items.key = unhex(ended.value ->> 0) WHERE NOT ended.value ->> 6);
+        INSERT INTO item_events (item, at_us, run_id, decision, reason)
+            SELECT items.id, ended.value ->> 4, ended.value ->> 3, ended.value ->> 1, ended.value ->> 2
+            FROM json_each($2) AS ended JOIN items ON items.key = unhex(ended.value ->> 0) WHERE ended.value ->> 7";
+    sqlx::query(sql).bind(json(&queued)?).bind(json(&ended)?).execute(db).await.map(drop)
+}
