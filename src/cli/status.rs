@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Failure, Format, Overrides, block_on, monitors, print, settings_without_keys, table};
 use crate::{
     schedule::plan::Plan,
-    store::{Store, lock::StateLock},
+    store::{MonitorStatus, Store, lock::StateLock},
     util::{duration::Human, text::one_line},
 };
 
@@ -14,6 +14,15 @@ use crate::{
 pub(super) struct Arguments {
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
+}
+
+/// When a monitor runs next.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    At(Option<Timestamp>),
+    Disabled,
+    /// Its file is broken.
+    Unknown,
 }
 
 pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(), Failure> {
@@ -25,13 +34,21 @@ pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(),
         // Before the first run there is none.
         let store = Store::open_to_read(&settings.state).await.ok();
         for (name, spec) in &loaded.monitors {
-            let next = Plan::new(&spec.schedule, name).ok().and_then(|plan| plan.next_after(now)).filter(|_| spec.enabled);
+            let next = Plan::new(&spec.schedule, name).ok().and_then(|plan| plan.next_after(now));
+            let next = if spec.enabled { Next::At(next) } else { Next::Disabled };
             let status = match &store {
                 Some(store) => store.monitor_status(name).await?,
-                None => crate::store::MonitorStatus::default(),
+                None => MonitorStatus::default(),
             };
-            rows.push((name.clone(), spec.enabled, next, status));
+            rows.push((name.clone(), next, status));
         }
+        // The daemon goes on with their last good version, which stands in no file any more.
+        for name in loaded.unfit.iter().filter(|name| !loaded.monitors.contains_key(*name)) {
+            if let Some(store) = &store {
+                rows.push((name.clone(), Next::Unknown, store.monitor_status(name).await?));
+            }
+        }
+        rows.sort_by(|a, b| a.0.cmp(&b.0));
         if let Some(store) = &store {
             queues = store.queues().await?;
         }
@@ -43,9 +60,9 @@ pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(),
     if arguments.format == Format::Json {
         let monitors: Vec<_> = rows
             .iter()
-            .map(|(name, enabled, next, status)| {
+            .map(|(name, next, status)| {
                 let alerts: Vec<_> = status.alerts.iter().map(|(name, state, reason)| json!({ "name": name, "state": state, "reason": reason })).collect();
-                json!({ "name": name, "enabled": enabled, "next": next, "last_run": status.last_run, "watermark_lag_seconds": lag(status.watermark_us).map(|lag| lag.0.as_secs()),
+                json!({ "name": name, "enabled": *next != Next::Disabled, "next": if let Next::At(at) = next { *at } else { None }, "last_run": status.last_run, "watermark_lag_seconds": lag(status.watermark_us).map(|lag| lag.0.as_secs()),
                         "waiting": status.waiting, "alerts": alerts })
             })
             .collect();
@@ -57,11 +74,16 @@ pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(),
         ));
     }
     let mut shown = table(&["monitor", "next run", "last run", "scored", "watermark lag", "alerts"]);
-    for (name, enabled, next, status) in &rows {
+    for (name, next, status) in &rows {
         let last = status.last_run.as_ref().map_or_else(|| "-".to_owned(), |run| format!("{:.0} {}", run.slot, run.status.as_str()));
         let scored = status.last_run.as_ref().map_or_else(|| "-".to_owned(), |run| run.counts.scored.to_string());
         let alerts: Vec<_> = status.alerts.iter().filter(|(_, state, _)| state != "inactive").map(|(name, state, _)| format!("{name}: {state}")).collect();
-        let next = if *enabled { next.map_or_else(|| "-".to_owned(), |next| format!("{next:.0}")) } else { "disabled".to_owned() };
+        let next = match next {
+            Next::At(Some(at)) => format!("{at:.0}"),
+            Next::At(None) => "-".to_owned(),
+            Next::Disabled => "disabled".to_owned(),
+            Next::Unknown => "file broken".to_owned(),
+        };
         let lag = lag(status.watermark_us).map_or_else(|| "-".to_owned(), |lag| lag.to_string());
         shown.add_row([name.clone(), next, last, scored, lag, if alerts.is_empty() { "none".to_owned() } else { alerts.join(", ") }]);
     }

@@ -189,7 +189,7 @@ fn sampling(spec: &SamplingSpec, node: &Node, faults: &mut Vec<Fault>) {
     match (spec.strategy, spec.rate) {
         (Strategy::Rate, None) => wrong("strategy", "this strategy needs `rate`, a share in (0, 1]"),
         (Strategy::Rate, Some(rate)) if !(rate > 0.0 && rate <= 1.0) => wrong("rate", "a share in (0, 1]"),
-        (strategy, Some(_)) if strategy != Strategy::Rate => wrong("rate", "`rate` goes with the strategy rate"),
+        (strategy, Some(_)) if strategy != Strategy::Rate => wrong("rate", "`rate` needs `strategy: rate` beside it"),
         _ => {}
     }
     expression(spec.always.as_deref(), node, "always", faults);

@@ -1,4 +1,4 @@
-//! Settings of the gateway beside providers and profiles: `cache`, `hooks`, `environments`.
+//! Settings of the gateway beside providers and profiles: `budget`, `cache`, `hooks`, `environments`.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -8,11 +8,28 @@ use serde::{
     de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use crate::util::{
-    duration::Human,
-    secret::{self, SecretString},
-    text,
+use crate::{
+    model::Budget,
+    util::{
+        duration::Human,
+        one_or_many::one_or_many,
+        secret::{self, SecretString},
+        text,
+    },
 };
+
+/// One budget, or a list of them; of each period at most one.
+///
+/// # Errors
+/// The deserializer's, or the period that is there twice.
+pub(super) fn budgets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Budget>, D::Error> {
+    let budgets: Vec<Budget> = one_or_many(deserializer)?;
+    let twice = budgets.iter().enumerate().find(|(at, budget)| budgets[..*at].iter().any(|other| other.per == budget.per));
+    match twice {
+        Some((_, budget)) => Err(D::Error::custom(format!("`per: {}` is there twice, and only one of the two can hold", budget.per.as_str()))),
+        None => Ok(budgets),
+    }
+}
 
 /// Answers kept beyond the process, and how much of them in memory.
 #[derive(Debug, Clone)]
@@ -231,5 +248,16 @@ mod tests {
         assert!(!read("http://user:hidden@somewhere").unwrap_err().to_string().contains("hidden"));
         // A command that calls nobody does not look it up, and is no worse for it.
         assert!(looking_up(Rc::new(Unneeded), || read("env:REDIS_URL")).unwrap().redis.is_none());
+    }
+
+    #[test]
+    fn a_period_has_one_budget() {
+        #[derive(Debug, Deserialize)]
+        struct Written(#[serde(deserialize_with = "budgets")] Vec<Budget>);
+        let read = |value: serde_json::Value| serde_json::from_value::<Written>(value).map(|written| written.0.len());
+        assert_eq!(read(serde_json::json!({ "usd": 1, "per": "day" })).unwrap(), 1);
+        assert_eq!(read(serde_json::json!([{ "usd": 1, "per": "day" }, { "usd": 5, "per": "month" }])).unwrap(), 2);
+        let error = read(serde_json::json!([{ "usd": 1, "per": "day" }, { "usd": 5, "per": "day" }])).unwrap_err();
+        assert!(error.to_string().contains("`per: day` is there twice"), "{error}");
     }
 }

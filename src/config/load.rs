@@ -145,6 +145,8 @@ fn env_file(folder: &Path, faults: &mut Vec<Fault>) -> Option<Arc<BTreeMap<Strin
 pub struct Loaded {
     pub monitors: BTreeMap<String, Arc<MonitorSpec>>,
     pub faults: Vec<Fault>,
+    /// Names of monitors whose documents are faulty, where a name can be read.
+    pub unfit: BTreeSet<String>,
     /// Files with at least one fault.
     pub broken: BTreeSet<PathBuf>,
     pub files: usize,
@@ -186,6 +188,8 @@ impl Stamp {
 #[derive(Debug, Default)]
 struct Checked {
     monitors: Vec<(Arc<MonitorSpec>, Span)>,
+    /// Names of the others.
+    unfit: Vec<String>,
     faults: Vec<Fault>,
     /// It reads, but something of its folder does not.
     broken: bool,
@@ -302,6 +306,7 @@ pub fn load_monitors(dir: &Path, settings: &Settings, cache: &mut Cache) -> Load
         if !faults.is_empty() || checked.broken {
             loaded.broken.insert(path.clone());
         }
+        loaded.unfit.extend(checked.unfit.iter().cloned());
         loaded.faults.extend(faults);
         cache.files.insert(path, known);
     }
@@ -396,8 +401,9 @@ fn check_file(file: &Candidate, bytes: &[u8], settings: &Settings) -> Checked {
                 let (mut used, mut faults) = (Used::default(), Vec::new());
                 interpolate(&mut tree, &file.layers.env, &mut used, &mut faults);
                 let at = tree.at.clone();
-                if let Some(spec) = check::monitor(&tree, &file.path, settings, &mut faults) {
-                    checked.monitors.push((Arc::new(spec), at));
+                match check::monitor(&tree, &file.path, settings, &mut faults) {
+                    Some(spec) => checked.monitors.push((Arc::new(spec), at)),
+                    None => checked.unfit.extend(tree.get("name").and_then(Node::as_str).map(str::to_owned)),
                 }
                 used.hide(&mut faults);
                 checked.faults.append(&mut faults);

@@ -3,10 +3,11 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::gateway::budgets;
 use crate::{
     alerting::Condition,
     metrics::MetricConfig,
-    model::{Budget, Severity, budgets},
+    model::{Budget, Severity},
     schedule::plan::ScheduleSpec,
     sinks::SinkConfig,
     sources::SourceConfig,

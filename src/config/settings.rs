@@ -7,10 +7,10 @@ use std::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{CacheSpec, Environment, EnvironmentSpec, HooksSpec, KeepSpec, NotifyTarget, Overrides, check::only};
+use super::{CacheSpec, Environment, EnvironmentSpec, HooksSpec, KeepSpec, NotifyTarget, Overrides, check::only, gateway::budgets};
 use crate::{
     connections::Connections,
-    model::{Budget, budgets},
+    model::Budget,
     providers::{FallbackOn, Limits, ProviderConfig, ProviderKind, prices::Price},
     util::{
         backoff::Policy,

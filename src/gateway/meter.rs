@@ -90,6 +90,10 @@ pub(super) struct Tally(Mutex<HashMap<Line, UsageRow>>);
 
 impl Tally {
     pub(super) fn add(&self, now: Timestamp, provider: &str, model: &str, monitor: &str, outcome: &Result<Reply, CallError>) {
+        // Refused before anybody was asked.
+        if matches!(outcome, Err(CallError::OverBudget(_) | CallError::Blocked(_))) {
+            return;
+        }
         let day = now.to_zoned(TimeZone::UTC).date().to_string();
         let none = Usage::default();
         let (usage, cached) = outcome.as_ref().map_or((&none, false), |reply| (&reply.usage, reply.cached));

@@ -2,9 +2,7 @@
 
 use jiff::{Timestamp, ToSpan, civil::Weekday, tz::TimeZone};
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de::Error};
-
-use crate::util::one_or_many::one_or_many;
+use serde::{Deserialize, Serialize};
 
 /// Nano-USD in a USD.
 const NANO: f64 = 1e9;
@@ -51,19 +49,6 @@ impl Per {
 pub struct Budget {
     pub nano_usd: i64,
     pub per: Per,
-}
-
-/// One budget, or a list of them; of each period at most one.
-///
-/// # Errors
-/// The deserializer's, or the period that is there twice.
-pub fn budgets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Budget>, D::Error> {
-    let budgets: Vec<Budget> = one_or_many(deserializer)?;
-    let twice = budgets.iter().enumerate().find(|(at, budget)| budgets[..*at].iter().any(|other| other.per == budget.per));
-    match twice {
-        Some((_, budget)) => Err(D::Error::custom(format!("`per: {}` is there twice, and only one of the two can hold", budget.per.as_str()))),
-        None => Ok(budgets),
-    }
 }
 
 /// A budget as it is written.

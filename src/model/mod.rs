@@ -11,7 +11,7 @@ mod run;
 mod trace;
 
 pub use alert::{AlertEvent, AlertEventKind, AlertState, Route, Severity, Tally, WorstItem};
-pub use budget::{Budget, Per, budgets, nano_usd, usd};
+pub use budget::{Budget, Per, nano_usd, usd};
 pub use ids::{ItemKey, content_hash, run_id, score_id, trace_id};
 pub use outcome::{Decision, ItemCounts, Outcome, Score, Usage, Wait};
 pub use run::{AlertLine, Changes, MetricSummary, PublishedCounts, RunReport, RunStatus, Trigger};

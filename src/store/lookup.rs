@@ -69,3 +69,38 @@ async fn read(db: &mut SqliteConnection, waiting: &[Waiting]) -> Result<HashMap<
     let key = |row: &sqlx::sqlite::SqliteRow| Key::try_from(row.try_get::<&[u8], _>("key")?).map_err(|error| sqlx::Error::Decode(error.into()));
     rows.iter().map(|row| Ok((key(row)?, (row.try_get("expires_us")?, row.try_get("reply")?)))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, future::join_all};
+
+    use crate::store::{CachedRow, Store};
+
+    #[tokio::test]
+    async fn answers_are_found_by_all_who_ask_at_once_and_not_past_their_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, writer) = Store::open(folder.path()).await.unwrap();
+        let story = async {
+            let row = |n: u8| CachedRow { key: [n; 32], expires_us: if n.is_multiple_of(2) { 10 } else { 5 }, reply: n.to_string() };
+            store.keep_cached((0..50).map(row).collect()).await.unwrap();
+            let found = join_all((0..60).map(|n| store.cached([n; 32], 7))).await;
+            let expected = (0..60).map(|n| (n < 50 && n % 2 == 0).then(|| n.to_string()));
+            assert_eq!(found.into_iter().map(Result::unwrap).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+            // Who gives up while asking for others leaves them to the next one.
+            let mut first = Box::pin(store.cached([2; 32], 7));
+            let mut second = Box::pin(store.cached([4; 32], 7));
+            // Mostly it is under way then; it may be through.
+            drop(first.as_mut().now_or_never());
+            let answer = match second.as_mut().now_or_never() {
+                Some(answer) => answer,
+                None => {
+                    drop(first);
+                    second.await
+                }
+            };
+            assert_eq!(answer.unwrap().as_deref(), Some("4"));
+            store.close().await.unwrap();
+        };
+        tokio::join!(story, writer.run());
+    }
+}

@@ -117,3 +117,91 @@ async fn end(db: &mut SqliteConnection, outcomes: &[&ItemOutcome], queued: &[(i6
             FROM json_each($2) AS ended JOIN items ON items.key = unhex(ended.value ->> 0) WHERE ended.value ->> 7";
     sqlx::query(sql).bind(json(&queued)?).bind(json(&ended)?).execute(db).await.map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+
+    use crate::{
+        model::{Decision, ItemKey, Outcome, Usage},
+        store::{DrawBatch, ItemEnd, ItemOutcome, NewItem, NewScore, Store},
+    };
+
+    const ITEMS: usize = 45;
+
+    fn key(n: usize) -> ItemKey {
+        ItemKey::new("file:f", "m", &n.to_string())
+    }
+
+    fn drawn(n: usize) -> NewItem {
+        NewItem { key: key(n), item_id: n.to_string(), item_us: 1, decision: Decision::Drawn, reason: "drawn".into(), trace: Some(format!("{{\"n\": {n}}}")) }
+    }
+
+    /// A third each: scored, failed for good, to be tried again.
+    fn outcome(n: usize, attempt: usize) -> ItemOutcome {
+        #[expect(clippy::cast_precision_loss, reason = "a few")]
+        let value = 0.1 + n as f64 / 1e3;
+        let (outcome, decision) = match n % 3 {
+            0 => (Outcome::Scored { value, raw: Some(0.1 + 0.2), label: None, passed: Some(true), reason: "\u{0}'); --".to_owned() }, Decision::Scored),
+            _ => (Outcome::Failed { reason: format!("attempt {attempt}") }, Decision::Failed),
+        };
+        let score = NewScore {
+            score_id: format!("score-{n}"),
+            metric: "helpful".into(),
+            revision: "r".into(),
+            data_type: "NUMERIC",
+            outcome,
+            usage: Usage { cost_usd: Some(1e-7), ..Usage::default() },
+            answer: None,
+        };
+        ItemOutcome {
+            monitor: "m".to_owned(),
+            run_id: "run".to_owned(),
+            key: key(n),
+            item_id: n.to_string(),
+            item_us: 1,
+            trace_id: None,
+            environment: None,
+            url: None,
+            at_us: 2,
+            scores: vec![score],
+            queues: ["one".to_owned(), "two".to_owned()].into(),
+            end: Some(ItemEnd { decision, reason: format!("attempt {attempt}"), comes_back: n % 3 == 2, counts: true }),
+        }
+    }
+
+    #[tokio::test]
+    async fn many_at_once_are_each_written_as_if_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, writer) = Store::open(folder.path()).await.unwrap();
+        let story = async {
+            let batch = |items| DrawBatch { monitor: "m".to_owned(), run_id: "run".to_owned(), at_us: 1, items, watermark: None, complete: false };
+            store.record_draw(batch((0..ITEMS).map(drawn).collect())).await.unwrap();
+            // All in one transaction: of each item twice, and of one that nobody knows.
+            let outcomes = (0..ITEMS).map(|n| outcome(n, 1)).chain((0..ITEMS).map(|n| outcome(n, 2))).chain([outcome(ITEMS, 1)]);
+            assert!(join_all(outcomes.map(|outcome| store.record_outcome(outcome))).await.iter().all(Result::is_ok));
+            // What was drawn before stays as it is.
+            store.record_draw(batch((0..ITEMS).map(drawn).collect())).await.unwrap();
+
+            assert_eq!(store.published("run").await.unwrap(), [("one".to_owned(), 0, 15), ("two".to_owned(), 0, 15)]);
+            let waiting = store.pending("m", (i64::MIN, i64::MIN), 100, true).await.unwrap();
+            assert_eq!(
+                waiting.iter().map(|(row, _)| (row.key, row.attempts)).collect::<Vec<_>>(),
+                (2..ITEMS).step_by(3).map(|n| (key(n), 2)).collect::<Vec<_>>()
+            );
+            assert!(waiting.iter().all(|(row, _)| row.state == "failed" && row.trace.starts_with("{\"n\"")));
+            let of = async |n: usize| store.item_life("m", &n.to_string()).await.unwrap().pop();
+            let scored = of(3).await.unwrap();
+            assert_eq!((scored.decision.as_str(), scored.attempts, scored.events.len()), ("scored", 2, 0));
+            let score = &scored.scores[0];
+            assert_eq!((score.value, score.raw, score.cost_usd), (Some(0.1 + 3.0 / 1e3), Some(0.1 + 0.2), Some(1e-7)), "to the last bit");
+            assert_eq!((score.reason.as_str(), scored.deliveries.len()), ("\u{0}'); --", 2));
+            let failed = of(4).await.unwrap();
+            assert_eq!((failed.decision.as_str(), failed.reason.as_str(), failed.events.len()), ("failed", "attempt 2", 2));
+            assert_eq!((failed.scores[0].outcome.as_str(), failed.scores[0].reason.as_str(), failed.deliveries.len()), ("failed", "attempt 2", 0));
+            assert!(of(ITEMS).await.is_none());
+            store.close().await.unwrap();
+        };
+        tokio::join!(story, writer.run());
+    }
+}

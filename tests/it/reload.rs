@@ -80,7 +80,7 @@ async fn a_broken_file_keeps_the_last_good_version_and_says_so() {
     fresh(&site, "b");
     site.until("the last good version to go on", |world| world.langfuse.scored("good") == 2).await;
     let status = site.run(&["status"]).await.said();
-    assert!(status.contains("monitors/m.yaml") && status.contains("intervall"), "{status}");
+    assert!(status.contains("monitors/m.yaml") && status.contains("intervall") && status.contains("file broken"), "{status}");
     let failed: f64 = site
         .get("/metrics")
         .await
