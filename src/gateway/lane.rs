@@ -36,7 +36,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Who has to wait for the rates waits at least this long, and then as many go as may by then: to a limit of a minute a few at a time are as
 /// even as one by one, and cost much less of the machine, where nothing else shares a wake-up or a commit.
-const TOGETHER: Duration = Duration::from_millis(100);
+const TOGETHER: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
 pub(super) struct Lane {

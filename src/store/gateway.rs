@@ -135,7 +135,7 @@ impl Store {
     }
 }
 
-/// Rows of one statement.
+/// Rows of one statement; one of as many is prepared once.
 const ROWS: usize = 64;
 
 pub(super) async fn apply(db: &mut SqliteConnection, write: &GatewayWrite) -> Result<(), sqlx::Error> {
@@ -152,7 +152,7 @@ pub(super) async fn apply(db: &mut SqliteConnection, write: &GatewayWrite) -> Re
                     values.push_bind(row.key.as_slice()).push_bind(row.expires_us).push_bind(&row.reply);
                 });
                 sql.push(" ON CONFLICT (key) DO UPDATE SET expires_us = excluded.expires_us, reply = excluded.reply");
-                sql.build().persistent(false).execute(&mut *db).await?;
+                sql.build().persistent(rows.len() == ROWS).execute(&mut *db).await?;
             }
         }
         GatewayWrite::Usage(rows) => {
@@ -216,7 +216,7 @@ async fn keep_calls(db: &mut SqliteConnection, rows: &[CallRow]) -> Result<(), s
             .push_bind(row.error.as_deref())
             .push_bind(row.created_us);
     });
-    sql.build().persistent(false).execute(db).await.map(drop)
+    sql.build().persistent(rows.len() == ROWS).execute(db).await.map(drop)
 }
 
 /// Longer than a month, the longest period of a budget.
