@@ -264,7 +264,27 @@ fn metrics(nodes: &[Node], tree: &Node, settings: &Settings, faults: &mut Vec<Fa
             config: config.into(),
         });
     }
+    made_of_others(&metrics, nodes, faults);
     metrics
+}
+
+fn made_of_others(metrics: &[MetricSpec], nodes: &[Node], faults: &mut Vec<Fault>) {
+    for (at, metric) in metrics.iter().enumerate() {
+        let node = nodes.iter().find(|node| node.get("name").and_then(Node::as_str) == Some(&metric.name));
+        let Some(place) = node.map(|node| place(node, "parts")) else { continue };
+        for part in metric.config.parts() {
+            let message = match metrics.iter().position(|known| known.name == part) {
+                Some(known) if known < at || known != at && metrics[known].config.parts().is_empty() => continue,
+                Some(_) => format!("`{part}` is made of others, and so has to stand above"),
+                None => {
+                    let hint = crate::util::text::nearest(part, metrics.iter().map(|known| known.name.as_str()));
+                    let hint = hint.map(|hint| format!(", did you mean `{hint}`?")).unwrap_or_default();
+                    format!("there is no metric `{part}`{hint}")
+                }
+            };
+            faults.push(Fault::new(place, message));
+        }
+    }
 }
 
 fn publish(nodes: &[Node], settings: &Settings, faults: &mut Vec<Fault>) -> Vec<Arc<dyn SinkConfig>> {

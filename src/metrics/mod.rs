@@ -3,6 +3,7 @@
 //! To add one: a file with its config struct, an example, the [`Metric`] and an `inventory::submit!`, and one `mod` line.
 //! Absent on purpose: retries, limits and prices (those are `gateway`), thresholds and gates (`pipeline`).
 
+mod composite;
 mod contains;
 mod cost;
 mod equals;
@@ -49,6 +50,11 @@ pub trait MetricConfig: Debug + Send + Sync {
     /// Free metrics run before dear ones.
     fn price(&self) -> Price {
         Price::Free
+    }
+
+    /// Metrics that this one is made of, by name: it is judged after them.
+    fn parts(&self) -> Vec<&str> {
+        Vec::new()
     }
 
     /// All that decides the verdict, in a stable form: the metric's revision is a hash of it.

@@ -33,7 +33,7 @@ pub struct Monitor {
     pub(super) always: Option<Expr>,
     pub(super) patterns: Patterns,
     pub(super) extract: Extract,
-    /// Free ones first, else as written.
+    /// Free ones first, those made of others last, else as written.
     pub(super) metrics: Vec<Judge>,
     /// The outbox queues that get each score.
     pub(super) queues: Arc<[String]>,
@@ -71,7 +71,9 @@ impl Monitor {
         let expr = |key: &str, text: &Option<String>| text.as_deref().map(Expr::new).transpose().map_err(|error| anyhow!("monitor {name}: {key}: {error}"));
         let metric_cx = MetricBuildCx { models: env.models };
         let mut metrics = Vec::with_capacity(spec.metrics.len());
-        for metric in &spec.metrics {
+        let mut in_order: Vec<_> = spec.metrics.iter().collect();
+        in_order.sort_by_key(|metric| (!metric.config.parts().is_empty(), metric.config.price()));
+        for metric in in_order {
             let built = metric.config.build(&metric_cx).with_context(|| format!("monitor {name}: metric {}", metric.name))?;
             metrics.push(Judge {
                 name: metric.name.as_str().into(),
@@ -83,7 +85,6 @@ impl Monitor {
                 metric: built,
             });
         }
-        metrics.sort_by_key(|metric| metric.price);
         let sink_cx = SinkCx { connections: env.connections, http: env.http, base_dir: env.base_dir };
         let sinks: Vec<_> = spec
             .publish

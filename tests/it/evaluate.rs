@@ -339,3 +339,26 @@ async fn text_from_a_trace_cannot_leave_its_fence() {
     let opened: Vec<_> = marker.find_iter(before).map(|found| found.as_str()).collect();
     assert!(opened.iter().any(|word| after.contains(word)), "{prompt}");
 }
+
+#[tokio::test]
+async fn a_composite_is_made_of_what_the_others_found_wherever_it_stands() {
+    let site = Site::new().await;
+    site.world.langfuse.add_some(4);
+    let overall = json!({ "name": "overall", "type": "composite", "parts": { "helpful": 3, "short": 1 }, "threshold": 0.5 });
+    let short = json!({ "name": "short", "type": "length", "max": 1 });
+    site.monitor("m", &with(langfuse(), json!({ "metrics": [overall, judge(), short] })));
+    assert_eq!(count(&site.once("m").await, "scored"), 4);
+    let rows = site.export(&[]).await;
+    let value = |item: &Value, metric: &str| rows.iter().find(|row| row["item_id"] == *item && row["metric"] == metric).unwrap()["value"].as_f64().unwrap();
+    let wholes: Vec<_> = rows.iter().filter(|row| row["metric"] == "overall").collect();
+    assert_eq!(wholes.len(), 4);
+    for whole in wholes {
+        let item = &whole["item_id"];
+        let mean = (3.0 * value(item, "helpful") + value(item, "short")) / 4.0;
+        assert!((whole["value"].as_f64().unwrap() - mean).abs() < 1e-12 && whole["passed"] == (mean >= 0.5), "{whole}");
+    }
+    let misspelt = json!({ "name": "overall", "type": "composite", "parts": { "helpfull": 3 } });
+    site.monitor("m", &with(langfuse(), json!({ "metrics": [misspelt, judge()] })));
+    let said = site.run(&["validate"]).await.expect(1).said();
+    assert!(said.contains("there is no metric `helpfull`, did you mean `helpful`?"), "{said}");
+}
