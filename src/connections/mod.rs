@@ -2,11 +2,13 @@
 //! how to prove who we are. A plug-in asks for one by name; only the plug-in speaks the service's protocol beyond that.
 
 mod langfuse;
+mod postgres;
 mod slack;
 
 use std::collections::BTreeMap;
 
 pub use langfuse::{Dialect, Langfuse, LangfuseConnection};
+pub use postgres::PostgresConnection;
 use schemars::JsonSchema;
 use serde::Deserialize;
 pub use slack::SlackConnection;
@@ -16,6 +18,7 @@ pub use slack::SlackConnection;
 pub struct Connections {
     pub langfuse: BTreeMap<String, LangfuseConnection>,
     pub slack: BTreeMap<String, SlackConnection>,
+    pub postgres: BTreeMap<String, PostgresConnection>,
 }
 
 /// The name used where a block names no connection.
