@@ -153,10 +153,11 @@ fn expression(text: Option<&str>, node: &Node, key: &str, faults: &mut Vec<Fault
 
 fn extract(spec: &ExtractSpec, node: &Node, faults: &mut Vec<Fault>) {
     let own = [("input", &spec.input), ("output", &spec.output), ("context", &spec.context), ("expected", &spec.expected)];
-    let of_metadata = spec.metadata.iter().map(|(key, text)| (key.as_str(), text));
-    for (key, text) in own.into_iter().chain(of_metadata) {
+    let own = own.into_iter().map(|(key, text)| (key, text.as_str())).chain(spec.details()).map(|(key, text)| (key.to_owned(), text));
+    let of_metadata = spec.metadata.iter().map(|(key, text)| (key.clone(), text.as_str()));
+    for (key, text) in own.chain(of_metadata) {
         if let Err(error) = Template::new(text) {
-            let at = node.get(key).or_else(|| node.get("metadata")?.get(key)).map_or(&node.at, |value| &value.at);
+            let at = node.get(&key).or_else(|| node.get("metadata")?.get(&key)).map_or(&node.at, |value| &value.at);
             faults.push(Fault::new(at, format!("`{key}` is no template: {error}")));
         }
     }
@@ -251,6 +252,9 @@ fn metrics(nodes: &[Node], tree: &Node, settings: &Settings, faults: &mut Vec<Fa
         if common.name.is_empty() {
             faults.push(Fault::new(place(node, "name"), "the metric needs a name"));
         }
+        if common.name.contains('.') {
+            faults.push(Fault::new(place(node, "name"), "a metric's name has no dot: `METRIC.PART` names one of several outcomes"));
+        }
         if common.threshold.is_some_and(|threshold| !(0.0..=1.0).contains(&threshold)) {
             faults.push(Fault::new(place(node, "threshold"), "a threshold lies in [0, 1], as values do"));
         }
@@ -273,7 +277,7 @@ fn made_of_others(metrics: &[MetricSpec], nodes: &[Node], faults: &mut Vec<Fault
         let node = nodes.iter().find(|node| node.get("name").and_then(Node::as_str) == Some(&metric.name));
         let Some(place) = node.map(|node| place(node, "parts")) else { continue };
         for part in metric.config.parts() {
-            let message = match metrics.iter().position(|known| known.name == part) {
+            let message = match metrics.iter().position(|known| known.config.gives().may_give(&known.name, part)) {
                 Some(known) if known < at || known != at && metrics[known].config.parts().is_empty() => continue,
                 Some(_) => format!("`{part}` is made of others, and so has to stand above"),
                 None => {
@@ -314,7 +318,7 @@ fn alerts(sections: &[Section<AlertFile>], metrics: &[MetricSpec], settings: &Se
         };
         let when = when.map_err(|message| faults.push(Fault::new(&file.when.at, message))).ok();
         match (&file.metric, when) {
-            (Some(metric), _) if metrics.iter().all(|known| known.name != *metric) => {
+            (Some(metric), _) if metrics.iter().all(|known| !known.config.gives().may_give(&known.name, metric)) => {
                 let hint = crate::util::text::nearest(metric, metrics.iter().map(|known| known.name.as_str()))
                     .map(|near| format!(", did you mean `{near}`?"))
                     .unwrap_or_default();

@@ -81,6 +81,32 @@ pub struct ExtractSpec {
     /// The right answer, where it is known. Default: none.
     pub expected: String,
     pub metadata: BTreeMap<String, String>,
+    // Beside the texts: JSON of any shape (a template that is nothing but one `{{ hole }}` gives the value itself), for
+    // metrics and sinks. One that is not there is left out.
+    /// Turns in order, each with `role`, and `name`, `time` and `text` where they are known. Default: `trace.conversation`, where there is one.
+    pub conversation: Option<String>,
+    /// Tools that the product called, in order.
+    pub tools_called: Option<String>,
+    /// Tools that it should have called.
+    pub expected_tools: Option<String>,
+    /// What was retrieved for the answer.
+    pub retrieved_content: Option<String>,
+    /// What an answer has to fulfil.
+    pub acceptance_criteria: Option<String>,
+    /// Further input, of any shape.
+    pub additional_input: Option<String>,
+    /// Further output, of any shape.
+    pub additional_output: Option<String>,
+    /// The document that the question is about.
+    pub document_text: Option<String>,
+    /// What the answer refers to.
+    pub actual_reference: Option<String>,
+    /// What it should refer to.
+    pub expected_reference: Option<String>,
+    /// A person's verdict, where there is one.
+    pub judgment: Option<String>,
+    /// A person's reasons for it.
+    pub critique: Option<String>,
     /// Regex with named groups over a step's input (key `input`, the default) or output (key `output`):
     /// step name -> key -> regex. A group becomes `trace.steps.NAME.variables.GROUP`.
     pub patterns: BTreeMap<String, StepPatterns>,
@@ -96,11 +122,45 @@ impl Default for ExtractSpec {
             context: String::new(),
             expected: String::new(),
             metadata: BTreeMap::new(),
+            conversation: Some("{{ trace.conversation }}".to_owned()),
+            tools_called: None,
+            expected_tools: None,
+            retrieved_content: None,
+            acceptance_criteria: None,
+            additional_input: None,
+            additional_output: None,
+            document_text: None,
+            actual_reference: None,
+            expected_reference: None,
+            judgment: None,
+            critique: None,
             patterns: BTreeMap::new(),
             on_missing: OnMissing::Skip,
         }
     }
 }
+
+impl ExtractSpec {
+    /// The templates of a case's details, by key.
+    pub fn details(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let all = [
+            ("conversation", &self.conversation),
+            ("tools_called", &self.tools_called),
+            ("expected_tools", &self.expected_tools),
+            ("retrieved_content", &self.retrieved_content),
+            ("acceptance_criteria", &self.acceptance_criteria),
+            ("additional_input", &self.additional_input),
+            ("additional_output", &self.additional_output),
+            ("document_text", &self.document_text),
+            ("actual_reference", &self.actual_reference),
+            ("expected_reference", &self.expected_reference),
+            ("judgment", &self.judgment),
+            ("critique", &self.critique),
+        ];
+        all.into_iter().filter_map(|(key, template)| Some((key, template.as_deref()?)))
+    }
+}
+
 
 /// Regexes of one step, by the step's text they are matched against: `input` or `output`.
 pub type StepPatterns = BTreeMap<String, String>;

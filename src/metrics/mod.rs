@@ -1,4 +1,4 @@
-//! How a case is judged. A metric turns one case into one [`Outcome`]; it is told everything and keeps nothing.
+//! How a case is judged. A metric turns one case into an [`Outcome`], or into several by name; it is told everything and keeps nothing.
 //!
 //! To add one: a file with its config struct, an example, the [`Metric`] and an `inventory::submit!`, and one `mod` line.
 //! Absent on purpose: retries, limits and prices (those are `gateway`), thresholds and gates (`pipeline`).
@@ -57,6 +57,11 @@ pub trait MetricConfig: Debug + Send + Sync {
         Vec::new()
     }
 
+    /// What the outcomes are called.
+    fn gives(&self) -> Gives {
+        Gives::One
+    }
+
     /// All that decides the verdict, in a stable form: the metric's revision is a hash of it.
     fn revision(&self, cx: &MetricBuildCx<'_>) -> String;
 
@@ -85,7 +90,7 @@ pub struct MetricCx<'a> {
     /// Of the trace itself, where the source knows them.
     pub latency_ms: Option<f64>,
     pub cost_usd: Option<f64>,
-    /// Outcomes of the metrics that ran before, by name.
+    /// Outcomes of the metrics that ran before, by name (`METRIC` or `METRIC.PART`).
     pub scores: &'a BTreeMap<String, Outcome>,
     /// Who is asking, for the layers below.
     pub call: CallCx<'a>,
@@ -93,16 +98,56 @@ pub struct MetricCx<'a> {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Judgement {
-    pub outcome: Outcome,
+    /// At least one. A metric either has an outcome of its own, under its name, or parts.
+    pub outcomes: Vec<Named>,
+    /// Of all of them together.
     pub usage: Usage,
     /// What a model said where no verdict could be read from it: for people who ask why.
     pub answer: Option<String>,
 }
 
+#[derive(Debug, Clone, PartialEq)]
+pub struct Named {
+    /// The outcome is that of `METRIC.PART`.
+    pub part: Option<String>,
+    pub outcome: Outcome,
+}
+
+impl Judgement {
+    #[must_use]
+    pub fn new(outcome: Outcome, usage: Usage, answer: Option<String>) -> Self {
+        Self { outcomes: vec![Named { part: None, outcome }], usage, answer }
+    }
+}
+
 impl From<Outcome> for Judgement {
     /// A judgement that cost nothing.
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, usage: Usage::default(), answer: None }
+        Self::new(outcome, Usage::default(), None)
+    }
+}
+
+/// The names under which a metric's outcomes are known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Gives {
+    /// Its own.
+    One,
+    /// `METRIC.PART` for each of these.
+    Parts(Vec<String>),
+    /// Either: it is found out when it judges.
+    Unknown,
+}
+
+impl Gives {
+    /// Whether `name` may be the name of an outcome of the metric `metric`.
+    #[must_use]
+    pub fn may_give(&self, metric: &str, name: &str) -> bool {
+        let part = name.strip_prefix(metric).and_then(|rest| rest.strip_prefix('.'));
+        match self {
+            Self::One => name == metric,
+            Self::Parts(parts) => part.is_some_and(|part| parts.iter().any(|known| known == part)),
+            Self::Unknown => name == metric || part.is_some_and(|part| !part.is_empty()),
+        }
     }
 }
 

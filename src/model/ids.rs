@@ -22,6 +22,21 @@ impl ItemKey {
     }
 }
 
+/// An item with the content it was judged by, as [`ItemKey`] is hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BodyKey(pub [u8; 16]);
+
+impl BodyKey {
+    #[must_use]
+    pub fn new(item: ItemKey, content_hash: &str) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&item.0).update(content_hash.as_bytes());
+        let mut key = [0; 16];
+        key.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Self(key)
+    }
+}
+
 /// Length-prefixed, so that ("ab", "c") and ("a", "bc") differ.
 fn hash_parts(parts: &[&str]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
@@ -61,5 +76,7 @@ pub fn content_hash(case: &Case) -> String {
     for (key, value) in &case.metadata {
         parts.extend([key.as_str(), value]);
     }
+    let details: Vec<String> = case.details.iter().map(|(key, value)| format!("{key}\0{value}")).collect();
+    parts.extend(details.iter().map(String::as_str));
     hash_parts(&parts).to_hex()[..32].to_owned()
 }

@@ -6,13 +6,15 @@
 mod alert;
 mod budget;
 mod ids;
+mod item;
 mod outcome;
 mod run;
 mod trace;
 
 pub use alert::{AlertEvent, AlertEventKind, AlertState, Route, Severity, Tally, WorstItem};
 pub use budget::{Budget, Per, nano_usd, usd};
-pub use ids::{ItemKey, content_hash, run_id, score_id, trace_id};
+pub use ids::{BodyKey, ItemKey, content_hash, run_id, score_id, trace_id};
+pub use item::{About, Item, MetricAbout};
 pub use outcome::{Decision, ItemCounts, Outcome, Score, Usage, Wait};
 pub use run::{AlertLine, Changes, MetricSummary, PublishedCounts, RunReport, RunStatus, Trigger};
 pub use trace::{Case, Observation, Trace};

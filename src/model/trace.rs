@@ -89,4 +89,7 @@ pub struct Case {
     pub expected: String,
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
+    /// What else the monitor extracts, by its key in `extract:` (`conversation`, `tools_called` ...): JSON of any shape.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub details: BTreeMap<String, Value>,
 }

@@ -14,9 +14,10 @@ use super::{
     run::{Order, Progress, Stopped},
 };
 use crate::{
-    model::{Decision, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait},
+    metrics::Gives,
+    model::{BodyKey, Decision, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait, content_hash},
     sources::Window,
-    store::{DrawBatch, ItemEnd, ItemOutcome, NewItem, NewScore},
+    store::{DrawBatch, ItemEnd, ItemOutcome, NewItem, NewScore, Queue},
     telemetry,
 };
 
@@ -25,7 +26,7 @@ pub(super) struct Books<'a> {
     pub monitor: &'a Monitor,
     pub services: &'a Services,
     pub order: &'a Order,
-    queues: Arc<[String]>,
+    queues: Arc<[Queue]>,
     tally: Mutex<Tally>,
 }
 
@@ -120,6 +121,7 @@ impl<'a> Books<'a> {
             at_us: self.services.now_us(),
             scores: Vec::new(),
             queues: Arc::clone(&self.queues),
+            body: None,
             end: None,
         }
     }
@@ -138,7 +140,18 @@ impl<'a> Books<'a> {
             }
             tally.first_failure.get_or_insert_with(|| reason.clone());
         }
-        ItemOutcome { scores: scores.into_iter().filter(|score| !matches!(score.outcome, Outcome::Deferred { .. })).collect(), end, ..bare }
+        let body = self.body(item).filter(|_| !scores.is_empty());
+        ItemOutcome { scores: scores.into_iter().filter(|score| !matches!(score.outcome, Outcome::Deferred { .. })).collect(), body, end, ..bare }
+    }
+
+    /// The item for the sinks that want it.
+    fn body(&self, item: &Drawn) -> Option<(BodyKey, String)> {
+        self.queues.iter().any(|queue| queue.wants_item).then_some(())?;
+        let content_hash = content_hash(&item.case);
+        let key = BodyKey::new(item.key, &content_hash);
+        let item = Item { trace: Arc::clone(&item.trace), case: item.case.clone(), content_hash, about: Arc::clone(&self.monitor.about) };
+        // Plain data: it always serialises.
+        Some((key, serde_json::to_string(&item).ok()?))
     }
 
     pub(super) fn count(&self, outcome: &ItemOutcome) {
@@ -193,8 +206,12 @@ impl<'a> Books<'a> {
             RunStatus::Succeeded
         };
         let error = stopped.map(|stopped| stopped.to_string()).or_else(|| tally.first_failure.clone()).filter(|_| status != RunStatus::Succeeded);
-        let mut metrics: BTreeMap<String, MetricSummary> =
-            self.monitor.metrics.iter().map(|judge| (judge.name.to_string(), MetricSummary::default())).collect();
+        let named = self.monitor.metrics.iter().flat_map(|judge| match &judge.gives {
+            Gives::One => vec![judge.name.to_string()],
+            Gives::Parts(parts) => parts.iter().map(|part| format!("{}.{part}", judge.name)).collect(),
+            Gives::Unknown => Vec::new(),
+        });
+        let mut metrics: BTreeMap<String, MetricSummary> = named.map(|name| (name, MetricSummary::default())).collect();
         metrics.extend(tally.metrics.iter().map(|(name, metric)| (name.clone(), summary(metric))));
         RunReport {
             run_id: self.order.run.id.clone(),

@@ -9,7 +9,7 @@ use super::{
     view,
 };
 use crate::{
-    metrics::{Judgement, MetricCx, Price},
+    metrics::{DataType, Judgement, MetricCx, Named, Price},
     model::{Case, Decision, ItemKey, Outcome, Score, Trace, Wait, content_hash, score_id},
     providers::CallCx,
     store::{ItemEnd, NewScore},
@@ -27,7 +27,7 @@ pub(super) struct Drawn {
     pub attempts: u32,
     /// When it was drawn, in microseconds since the epoch.
     pub first_us: i64,
-    /// Scores that an earlier attempt recorded.
+    /// What earlier attempts recorded.
     pub recorded: Vec<Score>,
 }
 
@@ -45,12 +45,13 @@ impl<'a> Judging<'a> {
         Self { monitor, run_id, item, content_hash: content_hash(&item.case), outcomes: BTreeMap::new() }
     }
 
-    /// Judges by one metric. `None` when an earlier attempt has its score: a paid answer is never paid for again.
-    pub(super) async fn by(&mut self, judge: &Judge) -> Option<NewScore> {
-        let score_id = score_id(&self.monitor.spec.name, &judge.name, &judge.revision, &self.item.trace.id, &self.content_hash);
-        if let Some(score) = self.item.recorded.iter().find(|score| score.score_id == score_id && score.outcome == "scored") {
-            self.outcomes.insert(judge.name.to_string(), recorded_outcome(score));
-            return None;
+    /// Judges by one metric. Nothing when an earlier attempt has its scores: a paid answer is never paid for again.
+    pub(super) async fn by(&mut self, judge: &Judge) -> Vec<NewScore> {
+        let recorded: Vec<&Score> = self.item.recorded.iter().filter(|score| self.is_of(score, judge)).collect();
+        // They were recorded together: where one failed, all are asked for again.
+        if recorded.iter().any(|score| score.outcome == "scored") && recorded.iter().all(|score| score.outcome != "failed") {
+            self.outcomes.extend(recorded.into_iter().map(|score| (score.metric.clone(), recorded_outcome(score))));
+            return Vec::new();
         }
         let view = view::case(&self.item.case, &self.item.view, &self.outcomes);
         let judgement = match self.gate(judge, &view) {
@@ -73,17 +74,34 @@ impl<'a> Judging<'a> {
                 judge.metric.judge(&cx).await
             }
         };
-        let outcome = with_threshold(sound(judgement.outcome), judge);
-        self.outcomes.insert(judge.name.to_string(), outcome.clone());
-        Some(NewScore {
-            score_id,
-            metric: Arc::clone(&judge.name),
-            revision: Arc::clone(&judge.revision),
-            data_type: judge.metric.data_type().as_str(),
-            outcome,
-            usage: judgement.usage,
-            answer: judgement.answer,
-        })
+        // What was paid was paid once: the first score has it.
+        let mut paid = Some((judgement.usage, judgement.answer));
+        let mut scores = Vec::with_capacity(judgement.outcomes.len());
+        for Named { part, outcome } in judgement.outcomes {
+            let outcome = with_threshold(sound(outcome), judge);
+            let name = part.as_ref().map_or_else(|| Arc::clone(&judge.name), |part| format!("{}.{part}", judge.name).into());
+            self.outcomes.insert(name.to_string(), outcome.clone());
+            let (usage, answer) = paid.take().unwrap_or_default();
+            scores.push(NewScore {
+                score_id: self.score_id(judge, &name),
+                metric: name,
+                revision: Arc::clone(&judge.revision),
+                data_type: if part.is_some() { data_type(&outcome) } else { judge.metric.data_type() }.as_str(),
+                outcome,
+                usage,
+                answer,
+            });
+        }
+        scores
+    }
+
+    fn score_id(&self, judge: &Judge, name: &str) -> String {
+        score_id(&self.monitor.spec.name, name, &judge.revision, &self.item.trace.id, &self.content_hash)
+    }
+
+    /// Whether a score is the metric's, or one of its parts', for the case as it is.
+    fn is_of(&self, score: &Score, judge: &Judge) -> bool {
+        judge.gives.may_give(&judge.name, &score.metric) && score.score_id == self.score_id(judge, &score.metric)
     }
 
     /// The outcome of a metric whose gate is closed.
@@ -173,6 +191,17 @@ fn with_threshold(outcome: Outcome, judge: &Judge) -> Outcome {
     }
 }
 
+/// Of a part, which says by itself what it is.
+fn data_type(outcome: &Outcome) -> DataType {
+    match outcome {
+        Outcome::Scored { label: Some(_), .. } => DataType::Categorical,
+        _ => DataType::Numeric,
+    }
+}
+
 fn recorded_outcome(score: &Score) -> Outcome {
+    if score.outcome == "not_applicable" {
+        return Outcome::NotApplicable { reason: score.reason.clone() };
+    }
     Outcome::Scored { value: score.value.unwrap_or_default(), raw: score.raw, label: score.label.clone(), passed: score.passed, reason: score.reason.clone() }
 }

@@ -18,6 +18,7 @@ pub(super) struct Extract {
     context: Template,
     expected: Template,
     metadata: BTreeMap<String, Template>,
+    details: Vec<(&'static str, Template)>,
     on_missing: OnMissing,
 }
 
@@ -40,8 +41,22 @@ impl Extract {
             context: template("context", &spec.context)?,
             expected: template("expected", &spec.expected)?,
             metadata: spec.metadata.iter().map(|(key, source)| Ok((key.clone(), template(key, source)?))).collect::<Result<_, String>>()?,
+            details: spec.details().map(|(key, source)| Ok((key, template(key, source)?))).collect::<Result<_, String>>()?,
             on_missing: spec.on_missing,
         })
+    }
+
+    /// Those that are there: a metric that needs one says so itself.
+    fn details(&self, context: &Value) -> Result<BTreeMap<String, serde_json::Value>, NoCase> {
+        let mut details = BTreeMap::new();
+        for (key, template) in &self.details {
+            match template.value(context) {
+                Ok(value) => drop(details.insert((*key).to_owned(), value)),
+                Err(TemplateError::Missing(_)) => {}
+                Err(error) => return Err(NoCase::Failed(format!("extract.{key}: {error}"))),
+            }
+        }
+        Ok(details)
     }
 
     /// Pure. `trace` is the trace's view.
@@ -59,6 +74,7 @@ impl Extract {
             context: render("context", &self.context)?,
             expected: render("expected", &self.expected)?,
             metadata: self.metadata.iter().map(|(key, template)| Ok((key.clone(), render(key, template)?))).collect::<Result<_, NoCase>>()?,
+            details: self.details(&context)?,
         })
     }
 }

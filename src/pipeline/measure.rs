@@ -216,7 +216,7 @@ async fn health(
 /// The three worst items of the window, for a message about a metric.
 async fn worst(monitor: &Monitor, services: &Services, evaluation: &Evaluation<'_>) -> Result<Vec<WorstItem>, sqlx::Error> {
     let (Some(metric), Some(since)) = (evaluation.metric, &evaluation.worst) else { return Ok(Vec::new()) };
-    let higher_is_better = monitor.metrics.iter().find(|judge| *judge.name == *metric).is_none_or(|judge| judge.higher_is_better);
+    let higher_is_better = monitor.metrics.iter().find(|judge| judge.gives.may_give(&judge.name, metric)).is_none_or(|judge| judge.higher_is_better);
     let rows = services.store.worst(&monitor.spec.name, metric, since, higher_is_better, 3).await?;
     Ok(rows.into_iter().map(|(item_id, value, reason, url)| WorstItem { item_id, value, reason, url }).collect())
 }

@@ -7,12 +7,14 @@ use regex::Regex;
 
 use super::{extract::Extract, view::Patterns};
 use crate::{
-    config::MonitorSpec,
+    config::{MetricSpec, MonitorSpec},
     connections::Connections,
-    metrics::{Metric, MetricBuildCx, Price},
+    metrics::{Gives, Metric, MetricBuildCx, Price},
+    model::{About, MetricAbout},
     providers::Models,
     sinks::{Sink, SinkCx},
     sources::{Source, SourceCx},
+    store::Queue,
     util::{http::Http, template::Expr},
 };
 
@@ -36,7 +38,8 @@ pub struct Monitor {
     /// Free ones first, those made of others last, else as written.
     pub(super) metrics: Vec<Judge>,
     /// The outbox queues that get each score.
-    pub(super) queues: Arc<[String]>,
+    pub(super) queues: Arc<[Queue]>,
+    pub(super) about: Arc<About>,
     /// The sinks behind the queues.
     pub sinks: Vec<(String, Arc<dyn Sink>)>,
 }
@@ -49,6 +52,7 @@ pub(super) struct Judge {
     pub threshold: Option<f64>,
     pub higher_is_better: bool,
     pub price: Price,
+    pub gives: Gives,
     pub metric: Arc<dyn Metric>,
 }
 
@@ -82,6 +86,7 @@ impl Monitor {
                 threshold: metric.threshold,
                 higher_is_better: metric.higher_is_better,
                 price: metric.config.price(),
+                gives: metric.config.gives(),
                 metric: built,
             });
         }
@@ -109,7 +114,8 @@ impl Monitor {
             patterns,
             extract: Extract::new(&spec.extract).map_err(|error| anyhow!("monitor {name}: {error}"))?,
             metrics,
-            queues: sinks.iter().map(|(queue, _)| queue.clone()).collect(),
+            queues: sinks.iter().map(|(name, sink)| Queue { name: name.clone(), wants_item: sink.wants_item() }).collect(),
+            about: Arc::new(about(&spec)),
             sinks,
             spec,
         })
@@ -124,6 +130,19 @@ impl Monitor {
     }
 }
 
+fn about(spec: &MonitorSpec) -> About {
+    let metric = |metric: &MetricSpec| MetricAbout { kind: metric.kind.clone(), threshold: metric.threshold, higher_is_better: metric.higher_is_better };
+    About {
+        monitor: spec.name.clone(),
+        description: spec.description.clone(),
+        labels: spec.labels.clone(),
+        environment: spec.environment.clone(),
+        source_kind: spec.source.kind.clone(),
+        source_name: spec.source.name.clone(),
+        metrics: spec.metrics.iter().map(|spec| (spec.name.clone(), metric(spec))).collect(),
+    }
+}
+
 /// 16 hex digits over all that decides a verdict.
 fn revision(metric: &str, threshold: Option<f64>, higher_is_better: bool) -> String {
     blake3::hash(format!("{metric}\0{threshold:?}\0{higher_is_better}").as_bytes()).to_hex()[..16].to_owned()
@@ -133,7 +152,7 @@ fn revision(metric: &str, threshold: Option<f64>, higher_is_better: bool) -> Str
 fn wants_observations(spec: &MonitorSpec) -> bool {
     let extract = &spec.extract;
     let texts = [&extract.input, &extract.output, &extract.context, &extract.expected].into_iter().chain(extract.metadata.values());
-    let texts = texts.map(String::as_str).chain(spec.source.filter.as_deref()).chain(spec.sampling.always.as_deref());
+    let texts = texts.map(String::as_str).chain(extract.details().map(|(_, text)| text)).chain(spec.source.filter.as_deref()).chain(spec.sampling.always.as_deref());
     let texts = texts.chain(spec.metrics.iter().flat_map(|metric| metric.when.as_deref().into_iter().chain(metric.config.templates())));
     !extract.patterns.is_empty() || texts.into_iter().any(|text| text.contains("trace.steps") || text.contains("trace.observations") || text.contains("trace["))
 }

@@ -179,7 +179,8 @@ impl Couriers {
                 tracing::error!(queue, row = id, reason = %reason, "a row is dead: the sink refused it for good");
             }
         }
-        services.store.record_sent(SentBatch { at_us: now.as_microsecond(), fates }).await?;
+        let with_items = batch.iter().any(|delivery| delivery.item.is_some());
+        services.store.record_sent(SentBatch { at_us: now.as_microsecond(), fates, with_items }).await?;
         if sent { Ok(Round::Sent) } else { Ok(Round::Idle { until_us: services.store.next_due(queue).await? }) }
     }
 

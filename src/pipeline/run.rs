@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -150,14 +150,12 @@ async fn draw_and_judge<'a>(books: &'a Books<'a>, mut pages: mpsc::Receiver<Vec<
     let concurrency = books.monitor.spec.evaluation.concurrency.max(1);
     match Rule::new(&books.monitor.spec.sampling, books.order.run.seed) {
         Rule::Share(share) => {
-            // Each page is drawn, stored and judged while the next one is on its way.
-            let failure = Arc::new(Mutex::new(None));
-            let of_stream = Arc::clone(&failure);
-            let items = stream::unfold((pages, of_stream), move |(pages, failure)| -> BoxFuture<'a, _> { Box::pin(next_page(books, pages, share, failure)) });
-            let items: BoxStream<'a, Drawn> = Box::pin(items.flatten());
-            judge_all(books, items, concurrency).await?;
-            let failure = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-            failure.map_or(Ok(()), Err)
+            // Drawn and stored ahead of the judges, so that a free place never waits for the disk.
+            let (ready, mut drawn) = mpsc::channel(1);
+            let items = stream::poll_fn(move |cx| drawn.poll_recv(cx)).flat_map(stream::iter);
+            let (drawn, judged) = tokio::join!(draw_pages(books, pages, share, ready), judge_all(books, items, concurrency));
+            judged?;
+            drawn
         }
         Rule::Smallest { n, by } => {
             let mut reservoir = Reservoir::new(n, by);
@@ -192,30 +190,22 @@ async fn draw_and_judge<'a>(books: &'a Books<'a>, mut pages: mpsc::Receiver<Vec<
     }
 }
 
-type PageState = (mpsc::Receiver<Vec<Fetched>>, Arc<Mutex<Option<Stopped>>>);
+/// Items drawn at a time: enough to share a commit, few enough that the first are judged soon.
+const DRAW: usize = 100;
 
-/// What a page draws. A failure ends the stream and is kept for the end; what was drawn before it is judged.
-async fn next_page(
-    books: &Books<'_>,
-    mut pages: mpsc::Receiver<Vec<Fetched>>,
-    share: f64,
-    failure: Arc<Mutex<Option<Stopped>>>,
-) -> Option<(stream::Iter<std::vec::IntoIter<Drawn>>, PageState)> {
-    let page = pages.recv().await?;
-    let drawn = match draw_page(books, page, share).await {
-        Ok((drawn, full)) => {
-            if full {
-                pages.close();
+/// Draws page after page by each item's own hash. What was drawn before a failure is judged.
+async fn draw_pages(books: &Books<'_>, mut pages: mpsc::Receiver<Vec<Fetched>>, share: f64, ready: mpsc::Sender<Vec<Drawn>>) -> Result<(), Stopped> {
+    while let Some(mut page) = pages.recv().await {
+        while !page.is_empty() {
+            let rest = page.split_off(page.len().min(DRAW));
+            let (drawn, full) = draw(books, std::mem::replace(&mut page, rest), share).await?;
+            // Nobody judges any more: the reason is the judges' to tell.
+            if ready.send(drawn).await.is_err() || full {
+                return Ok(());
             }
-            drawn
         }
-        Err(error) => {
-            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            pages.close();
-            Vec::new()
-        }
-    };
-    Some((stream::iter(drawn), (pages, failure)))
+    }
+    Ok(())
 }
 
 /// Judges, records, counts.
@@ -259,9 +249,12 @@ async fn judge(books: &Books<'_>, item: Drawn) -> Result<ItemOutcome, Stopped> {
             // An answer that cannot be stored would be paid for twice.
             books.services.store.wait_until_well().await?;
         }
-        let Some(score) = judging.by(judge).await else { continue };
-        telemetry::judged(&books.monitor.spec.name, &judge.name, score.outcome.kind());
-        scores.push(score);
+        let judged = judging.by(judge).await;
+        if judged.is_empty() {
+            continue;
+        }
+        judged.iter().for_each(|score| telemetry::judged(&books.monitor.spec.name, &score.metric, score.outcome.kind()));
+        scores.extend(judged);
         if judge.price == Price::Paid && judging.pays_after(at) {
             let scores = std::mem::take(&mut scores);
             books.note(&scores);
@@ -358,8 +351,8 @@ impl Candidate {
     }
 }
 
-/// Draws a page by each item's own hash and stores the draw. True when the run has all it takes.
-async fn draw_page(books: &Books<'_>, page: Vec<Fetched>, share: f64) -> Result<(Vec<Drawn>, bool), Stopped> {
+/// Draws, and stores the draw. True when the run has all it takes.
+async fn draw(books: &Books<'_>, page: Vec<Fetched>, share: f64) -> Result<(Vec<Drawn>, bool), Stopped> {
     let Candidates { decided: mut batch, open, watermark, full } = candidates(books, page).await?;
     let mut drawn = Vec::with_capacity(open.len());
     for candidate in open {
@@ -475,7 +468,7 @@ async fn complete_one(books: &Books<'_>, item: Fetched) -> Result<Fetched, Sourc
 
 /// Delivered and waiting rows of a run, by queue; a queue of the monitor that has none yet is there with zeros.
 pub async fn published(services: &Services, run_id: &str, monitor: &Monitor) -> BTreeMap<String, PublishedCounts> {
-    let mut published: BTreeMap<String, PublishedCounts> = monitor.queues.iter().map(|queue| (queue.clone(), PublishedCounts::default())).collect();
+    let mut published: BTreeMap<String, PublishedCounts> = monitor.queues.iter().map(|queue| (queue.name.clone(), PublishedCounts::default())).collect();
     // Figures for a reader; the outbox itself is what counts.
     for (queue, delivered, pending) in services.store.published(run_id).await.unwrap_or_default() {
         let count = |n: i64| u64::try_from(n).unwrap_or(0);

@@ -103,9 +103,10 @@ impl GetOpt for Value {
 
 /// All that a metric's templates may name.
 pub(super) fn case(case: &Case, trace: &Value, scores: &BTreeMap<String, Outcome>) -> Value {
-    let scores: BTreeMap<String, Value> = scores.iter().map(|(name, outcome)| (name.clone(), outcome_value(outcome))).collect();
+    let scores = outcomes(scores);
     let metadata: BTreeMap<String, Value> = case.metadata.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
-    minijinja::context! {
+    let details: BTreeMap<String, Value> = case.details.iter().map(|(key, value)| (key.clone(), Value::from(Serde(value.clone())))).collect();
+    let texts = minijinja::context! {
         input => case.input.as_str(),
         output => case.output.as_str(),
         context => case.context.as_str(),
@@ -113,10 +114,24 @@ pub(super) fn case(case: &Case, trace: &Value, scores: &BTreeMap<String, Outcome
         metadata => Value::from(metadata),
         trace => trace.clone(),
         scores => Value::from(scores),
-    }
+    };
+    // Most cases have none, and looking in two places costs.
+    if details.is_empty() { texts } else { minijinja::context! { ..texts, ..Value::from(details) } }
 }
 
-fn outcome_value(outcome: &Outcome) -> Value {
+/// `scores.METRIC.value`, `scores.METRIC.PART.value`
+fn outcomes(scores: &BTreeMap<String, Outcome>) -> BTreeMap<String, Value> {
+    let mut named: BTreeMap<String, BTreeMap<&str, Value>> = BTreeMap::new();
+    for (name, outcome) in scores {
+        match name.split_once('.') {
+            Some((metric, part)) => drop(named.entry(metric.to_owned()).or_default().insert(part, Value::from(outcome_fields(outcome)))),
+            None => named.entry(name.clone()).or_default().extend(outcome_fields(outcome)),
+        }
+    }
+    named.into_iter().map(|(name, fields)| (name, Value::from(fields))).collect()
+}
+
+fn outcome_fields(outcome: &Outcome) -> BTreeMap<&'static str, Value> {
     let mut fields: BTreeMap<&str, Value> = BTreeMap::from([("outcome", Value::from(outcome.kind())), ("reason", Value::from(outcome.reason()))]);
     if let Outcome::Scored { value, raw, label, passed, .. } = outcome {
         fields.insert("value", Value::from(*value));
@@ -124,5 +139,5 @@ fn outcome_value(outcome: &Outcome) -> Value {
         fields.extend(label.as_ref().map(|label| ("label", Value::from(label.as_str()))));
         fields.extend(passed.map(|passed| ("passed", Value::from(passed))));
     }
-    Value::from(fields)
+    fields
 }

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 pub use crate::util::plugin::BuildError;
 use crate::{
     connections::Connections,
-    model::{AlertEvent, Score},
+    model::{AlertEvent, Item, Score},
     util::{http::Http, plugin::Kind},
 };
 
@@ -51,6 +51,8 @@ pub struct Delivery {
     pub observation_id: Option<String>,
     /// Of the trace.
     pub environment: Option<String>,
+    /// For a sink that wants it; scores from before it did come without.
+    pub item: Option<Arc<Item>>,
 }
 
 #[async_trait]
@@ -63,6 +65,11 @@ pub trait Sink: Send + Sync {
     /// Rows a call of `deliver` takes at most.
     fn batch_size(&self) -> usize {
         100
+    }
+
+    /// Whether deliveries carry the item. It is kept until it is delivered, which costs disk.
+    fn wants_item(&self) -> bool {
+        false
     }
 
     /// A cheap check for `validate --live`; a sentence on success.

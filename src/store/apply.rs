@@ -174,6 +174,12 @@ async fn sent(db: &mut SqliteConnection, batch: &SentBatch) -> Result<u64, sqlx:
             }
         }
     }
+    if batch.with_items && !delivered.is_empty() {
+        // What a dead row carried stays with it.
+        let sql = "DELETE FROM bodies WHERE id IN (SELECT body FROM outbox WHERE id IN (SELECT value FROM json_each($1)))
+            AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.body = bodies.id AND outbox.state <> 1)";
+        sqlx::query(sql).bind(json(&delivered)?).execute(&mut *db).await?;
+    }
     Ok(0)
 }
 

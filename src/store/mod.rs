@@ -38,7 +38,7 @@ pub use read::{ExportFilter, ItemLife, MonitorStatus, QueueStatus, Since};
 pub use retention::Retention;
 pub use secrets::{SecretsError, change_secrets, read_secrets};
 pub use types::{
-    AlertRow, DrawBatch, Due, DueNotice, Failure, Fate, ItemEnd, ItemOutcome, NewItem, NewNotice, NewScore, NoticeEnd, Pending, RunRow, SentBatch,
+    AlertRow, DrawBatch, Due, DueNotice, Failure, Fate, ItemEnd, ItemOutcome, NewItem, NewNotice, NewScore, NoticeEnd, Pending, Queue, RunRow, SentBatch,
 };
 pub use writer::Writer;
 use writer::{Reply, Request, Write};

@@ -29,13 +29,19 @@ pub(super) async fn write(db: &mut SqliteConnection, names: &mut Names, outcomes
         let monitor = names.monitor(db, &outcome.monitor).await?;
         scores.extend(outcome.scores.iter().map(|score| (monitor, *outcome, score)));
         for queue in outcome.queues.iter() {
-            let queue = names.queue(db, queue).await?;
+            let body = outcome.body.as_ref().filter(|_| queue.wants_item).map(|(key, _)| hex(key.0));
+            let queue = names.queue(db, &queue.name).await?;
             let scored = outcome.scores.iter().filter(|score| matches!(score.outcome, Outcome::Scored { .. }));
-            queued.extend(scored.map(|score| (queue, score.score_id.as_str())));
+            queued.extend(scored.map(|score| (queue, score.score_id.as_str(), body.clone())));
         }
     }
     for rows in scores.chunks(ROWS) {
         insert_scores(db, rows).await?;
+    }
+    // An item that nothing waits for would stay for ever.
+    let bodies = outcomes.iter().filter(|outcome| outcome.scores.iter().any(|score| matches!(score.outcome, Outcome::Scored { .. })));
+    for (key, body) in bodies.filter_map(|outcome| outcome.body.as_ref()) {
+        sqlx::query("INSERT INTO bodies (key, body) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING").bind(key.0.as_slice()).bind(body).execute(&mut *db).await?;
     }
     end(db, outcomes, &queued).await
 }
@@ -93,19 +99,19 @@ async fn insert_scores(db: &mut SqliteConnection, rows: &[(i64, &ItemOutcome, &N
     sql.build().execute(db).await.map(drop)
 }
 
-/// Queues the scores (queue, `score_id`) and decides the items.
-async fn end(db: &mut SqliteConnection, outcomes: &[&ItemOutcome], queued: &[(i64, &str)]) -> Result<(), sqlx::Error> {
+/// Queues the scores (queue, `score_id`, the body's key) and decides the items.
+async fn end(db: &mut SqliteConnection, outcomes: &[&ItemOutcome], queued: &[(i64, &str, Option<String>)]) -> Result<(), sqlx::Error> {
     // key, decision, reason, run, when, attempts used up, comes back, is an event
     let ended: Vec<_> = outcomes
         .iter()
         .filter_map(|outcome| {
             let end = outcome.end.as_ref()?;
             let event = end.comes_back || end.decision == Decision::Failed;
-            let key = format!("{:032x}", u128::from_be_bytes(outcome.key.0));
-            Some((key, end.decision, &end.reason, &outcome.run_id, outcome.at_us, i64::from(end.counts), end.comes_back, event))
+            Some((hex(outcome.key.0), end.decision, &end.reason, &outcome.run_id, outcome.at_us, i64::from(end.counts), end.comes_back, event))
         })
         .collect();
-    let sql = "INSERT INTO outbox (queue, score) SELECT queued.value ->> 0, scores.id FROM json_each($1) AS queued JOIN scores ON scores.score_id = queued.value ->> 1
+    let sql = "INSERT INTO outbox (queue, score, body) SELECT queued.value ->> 0, scores.id, (SELECT id FROM bodies WHERE key = unhex(queued.value ->> 2))
+            FROM json_each($1) AS queued JOIN scores ON scores.score_id = queued.value ->> 1
             WHERE true ON CONFLICT (score, queue) DO NOTHING;
         UPDATE items SET decision = ended.value ->> 1, reason = ended.value ->> 2, run_id = ended.value ->> 3, decided_us = ended.value ->> 4,
             attempts = attempts + (ended.value ->> 5) FROM json_each($2) AS ended WHERE items.key = unhex(ended.value ->> 0);
@@ -118,19 +124,29 @@ async fn end(db: &mut SqliteConnection, outcomes: &[&ItemOutcome], queued: &[(i6
     sqlx::query(sql).bind(json(&queued)?).bind(json(&ended)?).execute(db).await.map(drop)
 }
 
+fn hex(key: [u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(key))
+}
+
 #[cfg(test)]
 mod tests {
     use futures_util::future::join_all;
 
     use crate::{
-        model::{Decision, ItemKey, Outcome, Usage},
-        store::{DrawBatch, ItemEnd, ItemOutcome, NewItem, NewScore, Store},
+        model::{About, BodyKey, Case, Decision, Item, ItemKey, Outcome, Usage},
+        store::{DrawBatch, Fate, ItemEnd, ItemOutcome, NewItem, NewScore, Queue, SentBatch, Store},
     };
 
     const ITEMS: usize = 45;
 
     fn key(n: usize) -> ItemKey {
         ItemKey::new("file:f", "m", &n.to_string())
+    }
+
+    fn body(n: usize) -> String {
+        let trace = serde_json::json!({ "id": n.to_string(), "timestamp": "2026-01-01T00:00:00Z" });
+        let item = Item { trace: serde_json::from_value(trace).unwrap(), case: Case::default(), content_hash: "content".to_owned(), about: About::default().into() };
+        serde_json::to_string(&item).unwrap()
     }
 
     fn drawn(n: usize) -> NewItem {
@@ -165,7 +181,8 @@ mod tests {
             url: None,
             at_us: 2,
             scores: vec![score],
-            queues: ["one".to_owned(), "two".to_owned()].into(),
+            queues: ["one", "two"].map(|name| Queue { name: name.to_owned(), wants_item: name == "two" }).into(),
+            body: Some((BodyKey::new(key(n), "content"), body(n))),
             end: Some(ItemEnd { decision, reason: format!("attempt {attempt}"), comes_back: n % 3 == 2, counts: true }),
         }
     }
@@ -200,6 +217,18 @@ mod tests {
             assert_eq!((failed.decision.as_str(), failed.reason.as_str(), failed.events.len()), ("failed", "attempt 2", 2));
             assert_eq!((failed.scores[0].outcome.as_str(), failed.scores[0].reason.as_str(), failed.deliveries.len()), ("failed", "attempt 2", 0));
             assert!(of(ITEMS).await.is_none());
+
+            // The item goes with its score to the queue that wants it, and is forgotten when it has arrived.
+            let due = async |queue: &str| store.due(queue, 5, 100).await.unwrap();
+            assert!(due("one").await.iter().all(|row| row.delivery.item.is_none()));
+            let rows = due("two").await;
+            assert!(rows.iter().all(|row| row.delivery.item.as_ref().is_some_and(|item| item.trace.id == row.delivery.score.item_id)));
+            let bodies = async || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM bodies").fetch_one(&store.read).await.unwrap();
+            assert_eq!(bodies().await, 15);
+            let mut fates: Vec<_> = rows.iter().map(|row| (row.outbox_id, Fate::Delivered)).collect();
+            fates[0].1 = Fate::Dead("refused".to_owned());
+            store.record_sent(SentBatch { at_us: 6, fates, with_items: true }).await.unwrap();
+            assert_eq!(bodies().await, 1, "a dead row may be sent again by hand");
             store.close().await.unwrap();
         };
         tokio::join!(story, writer.run());

@@ -230,12 +230,12 @@ impl Store {
             .collect()
     }
 
-    /// Scores that an item already has, failed ones left out: (score_id, score).
+    /// Scores that an item already has.
     ///
     /// # Errors
     /// The database's.
     pub async fn scores_of(&self, key: ItemKey) -> Result<Vec<Score>> {
-        let text = "SELECT s.*, m.name AS monitor_name FROM scores s JOIN monitors m ON m.id = s.monitor WHERE s.item = (SELECT id FROM items WHERE key = $1) AND s.outcome <> 'failed' AND s.outcome <> 'deferred'";
+        let text = "SELECT s.*, m.name AS monitor_name FROM scores s JOIN monitors m ON m.id = s.monitor WHERE s.item = (SELECT id FROM items WHERE key = $1)";
         sqlx::query(text).bind(key.0.as_slice()).fetch_all(&self.read).await?.iter().map(score).collect()
     }
 
@@ -323,16 +323,20 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn due(&self, queue: &str, now_us: i64, limit: usize) -> Result<Vec<Due>> {
-        let text = "SELECT o.id AS outbox_id, o.attempts, s.*, m.name AS monitor_name FROM outbox o JOIN scores s ON s.id = o.score JOIN monitors m ON m.id = s.monitor
+        let text = "SELECT o.id AS outbox_id, o.attempts, b.body, s.*, m.name AS monitor_name
+            FROM outbox o JOIN scores s ON s.id = o.score JOIN monitors m ON m.id = s.monitor LEFT JOIN bodies b ON b.id = o.body
             WHERE o.state = 0 AND o.queue = (SELECT id FROM queues WHERE name = $1) AND o.next_us <= $2 ORDER BY o.next_us, o.id LIMIT $3";
         let rows = sqlx::query(text).bind(queue).bind(now_us).bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.read).await?;
         rows.iter()
             .map(|row| {
+                let body: Option<&str> = row.try_get("body")?;
+                let item = body.map(|body| serde_json::from_str(body).map_err(|error| sqlx::Error::Decode(error.into())));
                 let delivery = Delivery {
                     score: score(row)?,
                     data_type: row.try_get("data_type")?,
                     observation_id: row.try_get("observation_id")?,
                     environment: row.try_get("environment")?,
+                    item: item.transpose()?,
                 };
                 Ok(Due { outbox_id: row.try_get("outbox_id")?, attempts: u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(u32::MAX), delivery })
             })

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{AlertEvent, AlertState, Decision, ItemKey, Outcome, Route, Usage};
+use crate::model::{AlertEvent, AlertState, BodyKey, Decision, ItemKey, Outcome, Route, Usage};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunRow {
@@ -56,8 +56,18 @@ pub struct ItemOutcome {
     pub at_us: i64,
     pub scores: Vec<NewScore>,
     /// Queues that get each scored outcome.
-    pub queues: Arc<[String]>,
+    pub queues: Arc<[Queue]>,
+    /// The item as JSON, where one of the queues wants it.
+    pub body: Option<(BodyKey, String)>,
     pub end: Option<ItemEnd>,
+}
+
+/// A queue of the outbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    pub name: String,
+    /// Its rows carry the item.
+    pub wants_item: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -124,6 +134,8 @@ pub struct Due {
 pub struct SentBatch {
     pub at_us: i64,
     pub fates: Vec<(i64, Fate)>,
+    /// Some of the rows carried their item.
+    pub with_items: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

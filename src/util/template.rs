@@ -103,6 +103,19 @@ impl Template {
         &self.source
     }
 
+    /// The value of a template that is nothing but one hole, else the text.
+    ///
+    /// # Errors
+    /// As [`Template::render`]'s.
+    pub fn value(&self, context: &Value) -> Result<serde_json::Value, TemplateError> {
+        let Form::Hole(expression) = &self.form else { return self.render(context).map(serde_json::Value::String) };
+        let value = expression.eval(context.clone()).map_err(|error| TemplateError::new(&error, &self.source))?;
+        if value.is_undefined() || value.is_none() {
+            return Err(TemplateError::Missing(format!("there is nothing in `{}`", super::text::one_line(&self.source, 120))));
+        }
+        serde_json::to_value(&value).map_err(|error| TemplateError::Invalid(error.to_string()))
+    }
+
     /// # Errors
     /// See [`TemplateError`]; the message shows the template, never the data.
     pub fn render(&self, context: &Value) -> Result<String, TemplateError> {

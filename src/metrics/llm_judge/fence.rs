@@ -41,11 +41,11 @@ impl Fences {
     }
 
     /// A value of any shape: every text in it is fenced where the prompt uses it.
-    pub fn value(&self, name: &'static str, value: &Value) -> Value {
+    pub fn value(&self, name: &str, value: &Value) -> Value {
         match value.kind() {
             ValueKind::String => Value::from(self.text(name, value.as_str().unwrap_or_default())),
             ValueKind::Map | ValueKind::Seq | ValueKind::Iterable | ValueKind::Plain => {
-                Value::from_object(Fenced { name, value: value.clone(), fences: self.clone() })
+                Value::from_object(Fenced { name: name.into(), value: value.clone(), fences: self.clone() })
             }
             _ => value.clone(),
         }
@@ -61,7 +61,7 @@ impl Fences {
 
 #[derive(Debug)]
 struct Fenced {
-    name: &'static str,
+    name: Box<str>,
     value: Value,
     fences: Fences,
 }
@@ -69,11 +69,11 @@ struct Fenced {
 impl Object for Fenced {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         let value = self.value.get_item(key).ok().filter(|value| !value.is_undefined())?;
-        Some(self.fences.value(self.name, &value))
+        Some(self.fences.value(&self.name, &value))
     }
 
     fn render(self: &Arc<Self>, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.fences.text(self.name, &serde_json::to_string(&self.value).unwrap_or_default()))
+        f.write_str(&self.fences.text(&self.name, &serde_json::to_string(&self.value).unwrap_or_default()))
     }
 
     fn repr(self: &Arc<Self>) -> ObjectRepr {

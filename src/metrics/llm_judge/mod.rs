@@ -18,7 +18,7 @@ mod verdict;
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
-use minijinja::Value;
+use minijinja::{Value, value::Serde};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -160,7 +160,8 @@ impl Judge {
             scores => scores(cx, fences),
             trace => fences.value("trace", &cx.view.get_attr("trace").unwrap_or_default()),
         };
-        self.prompt.render(&context)
+        let details: BTreeMap<&str, Value> = cx.case.details.iter().map(|(key, value)| (key.as_str(), fences.value(key, &Value::from(Serde(value.clone()))))).collect();
+        self.prompt.render(&minijinja::context! { ..context, ..Value::from(details) })
     }
 
     async fn sample(&self, prompt: &str, cx: &MetricCx<'_>) -> Judgement {
@@ -184,8 +185,8 @@ impl Judge {
             }
         }
         match worst {
-            Some(Sample { outcome, answer }) if !samples::suffice(scored.len(), self.samples) => Judgement { outcome, usage, answer },
-            _ => Judgement { outcome: samples::combine(&self.output, scored, self.samples), usage, answer: None },
+            Some(Sample { outcome, answer }) if !samples::suffice(scored.len(), self.samples) => Judgement::new(outcome, usage, answer),
+            _ => Judgement::new(samples::combine(&self.output, scored, self.samples), usage, None),
         }
     }
 }
@@ -193,11 +194,17 @@ impl Judge {
 /// What earlier metrics found, their reasons fenced: a judge may have quoted the trace in its own.
 fn scores(cx: &MetricCx<'_>, fences: &Fences) -> Value {
     let all = cx.view.get_attr("scores").unwrap_or_default();
-    let fenced = cx.scores.iter().map(|(name, outcome)| {
-        let fields = all.get_attr(name).unwrap_or_default();
-        (name.as_str(), minijinja::context! { reason => fences.text("reason", outcome.reason()), ..fields })
-    });
-    Value::from(fenced.collect::<BTreeMap<_, _>>())
+    let mut fenced: BTreeMap<&str, Value> = BTreeMap::new();
+    for (name, outcome) in cx.scores {
+        let (metric, part) = name.split_once('.').map_or((name.as_str(), None), |(metric, part)| (metric, Some(part)));
+        let of_metric = all.get_attr(metric).unwrap_or_default();
+        let fields = part.map_or_else(|| of_metric.clone(), |part| of_metric.get_attr(part).unwrap_or_default());
+        let fields = minijinja::context! { reason => fences.text("reason", outcome.reason()), ..fields };
+        let fields = part.map_or_else(|| fields.clone(), |part| Value::from(BTreeMap::from([(part, fields.clone())])));
+        let known = fenced.remove(metric).unwrap_or_default();
+        fenced.insert(metric, if known.is_undefined() { fields } else { minijinja::context! { ..fields, ..known } });
+    }
+    Value::from(fenced)
 }
 
 #[async_trait]
@@ -218,8 +225,10 @@ impl Metric for Judge {
             Err(TemplateError::Invalid(reason)) => return Outcome::Failed { reason: format!("prompt: {reason}") }.into(),
         };
         let mut judgement = self.sample(&prompt, cx).await;
-        if let Outcome::Scored { reason, .. } = &mut judgement.outcome {
-            fences.cuts(&prompt).iter().for_each(|cut| reason.push_str(&format!(" ({cut})")));
+        for named in &mut judgement.outcomes {
+            if let Outcome::Scored { reason, .. } = &mut named.outcome {
+                fences.cuts(&prompt).iter().for_each(|cut| reason.push_str(&format!(" ({cut})")));
+            }
         }
         judgement
     }

@@ -166,7 +166,7 @@ fn cut(text: &str) -> Result<Reply, CallError> {
 }
 
 fn raw(judgement: &Judgement) -> Option<f64> {
-    if let Outcome::Scored { raw, .. } = judgement.outcome { raw } else { None }
+    if let Outcome::Scored { raw, .. } = judgement.outcomes[0].outcome { raw } else { None }
 }
 
 #[tokio::test]
@@ -190,8 +190,8 @@ async fn a_fault_is_shown_to_the_model_once() {
 async fn a_second_fault_is_a_failure_that_keeps_the_words() {
     let long = format!("No\u{1b}[31m {}", "x".repeat(9000));
     let (judgement, _) = Story::default().told([says("first"), says(&long)]).await;
-    assert!(judgement.outcome.reason().starts_with("the judge's second answer holds no verdict"), "{judgement:?}");
-    assert!(judgement.outcome.reason().len() < 300, "{judgement:?}");
+    assert!(judgement.outcomes[0].outcome.reason().starts_with("the judge's second answer holds no verdict"), "{judgement:?}");
+    assert!(judgement.outcomes[0].outcome.reason().len() < 300, "{judgement:?}");
     let kept = judgement.answer.unwrap();
     assert!(kept.starts_with("No [31m xxx") && kept.chars().count() <= 2000 && !kept.contains('\n'), "{kept}");
     assert_eq!(judgement.usage.cost_usd, Some(1.0));
@@ -212,16 +212,16 @@ async fn a_cut_off_answer_is_asked_for_with_more_room() {
         assert_eq!((asked[1].max_tokens, asked[1].messages.len()), (Some(room), 1));
     }
     let (judgement, asked) = Story::default().told([cut(half), cut(half)]).await;
-    assert_eq!((judgement.outcome.reason(), asked.len()), ("the judge's second answer was cut off: raise max_tokens", 2));
+    assert_eq!((judgement.outcomes[0].outcome.reason(), asked.len()), ("the judge's second answer was cut off: raise max_tokens", 2));
     assert_eq!(judgement.answer.as_deref(), Some(half));
     let (judgement, _) = Story { max_tokens: Some(8192), ..Story::default() }.told([cut(half)]).await;
-    assert_eq!(judgement.outcome.reason(), "the judge's answer was cut off: raise max_tokens");
+    assert_eq!(judgement.outcomes[0].outcome.reason(), "the judge's answer was cut off: raise max_tokens");
 }
 
 #[tokio::test]
 async fn a_refusal_is_not_asked_again() {
     let (judgement, _) = Story::default().told([Ok(reply("I cannot rate this.", Stop::Refusal))]).await;
-    assert_eq!(judgement.outcome, Outcome::Failed { reason: "the judge's answer is a refusal: I cannot rate this.".to_owned() });
+    assert_eq!(judgement.outcomes[0].outcome, Outcome::Failed { reason: "the judge's answer is a refusal: I cannot rate this.".to_owned() });
     assert_eq!(judgement.answer.as_deref(), Some("I cannot rate this."));
 }
 
@@ -229,11 +229,11 @@ async fn a_refusal_is_not_asked_again() {
 async fn a_second_question_that_has_to_wait_defers() {
     for (error, wait) in [(CallError::OverBudget("spent".to_owned()), Wait::Budget), (CallError::Blocked("spent".to_owned()), Wait::Judge)] {
         let (judgement, _) = Story::default().told([says("hm"), Err(error)]).await;
-        assert_eq!((&judgement.outcome, judgement.usage.cost_usd), (&Outcome::Deferred { reason: "spent".to_owned(), wait }, Some(0.5)));
+        assert_eq!((&judgement.outcomes[0].outcome, judgement.usage.cost_usd), (&Outcome::Deferred { reason: "spent".to_owned(), wait }, Some(0.5)));
     }
     let gone = CallError::Failed { kind: "transport", message: "connection lost".to_owned() };
     let (judgement, _) = Story::default().told([says("hm"), Err(gone)]).await;
-    assert_eq!(judgement.outcome.reason(), "the judge's answer holds no verdict: `hm`; asked again: connection lost");
+    assert_eq!(judgement.outcomes[0].outcome.reason(), "the judge's answer holds no verdict: `hm`; asked again: connection lost");
     assert_eq!(judgement.answer.as_deref(), Some("hm"));
 }
 
@@ -241,7 +241,7 @@ async fn a_second_question_that_has_to_wait_defers() {
 async fn samples_give_a_mean_and_say_how_far_they_were_apart() {
     let (judgement, asked) = Story { samples: 3, ..Story::default() }.told([score(2.0), score(3.0), score(4.0)]).await;
     let reason = "3 it is (3 samples: 0.25, 0.5, 0.75; spread 0.5)".to_owned();
-    assert_eq!(judgement.outcome, Outcome::Scored { value: 0.5, raw: Some(3.0), label: None, passed: None, reason });
+    assert_eq!(judgement.outcomes[0].outcome, Outcome::Scored { value: 0.5, raw: Some(3.0), label: None, passed: None, reason });
     assert_eq!((asked.len(), judgement.usage.cost_usd), (3, Some(1.5)));
 }
 
@@ -249,7 +249,7 @@ async fn samples_give_a_mean_and_say_how_far_they_were_apart() {
 async fn samples_of_words_give_the_majority_and_of_equals_the_lower() {
     let label = |label: &str| says(&json!({ "reason": label, "label": label }).to_string());
     let tone = |samples| Story { samples, output: output("categories"), ..Story::default() };
-    let told = |judgement: Judgement| match judgement.outcome {
+    let told = |judgement: Judgement| match judgement.outcomes[0].outcome {
         Outcome::Scored { label, passed, reason, .. } => (label, passed, reason),
         other => panic!("{other:?}"),
     };
@@ -268,21 +268,21 @@ async fn samples_of_words_give_the_majority_and_of_equals_the_lower() {
 async fn more_than_half_of_the_samples_have_to_give_a_verdict() {
     let three = || Story { samples: 3, ..Story::default() };
     let (judgement, _) = three().told([score(2.0), says("hm"), says("hm"), score(4.0)]).await;
-    assert_eq!(judgement.outcome.reason(), "2 it is (2 of 3 samples: 0.25, 0.75; spread 0.5)");
+    assert_eq!(judgement.outcomes[0].outcome.reason(), "2 it is (2 of 3 samples: 0.25, 0.75; spread 0.5)");
     let (judgement, _) = three().told([says("hm"), says("hm"), says("hm"), says("hm")]).await;
-    assert_eq!((judgement.outcome.kind(), judgement.answer.as_deref()), ("failed", Some("hm")));
+    assert_eq!((judgement.outcomes[0].outcome.kind(), judgement.answer.as_deref()), ("failed", Some("hm")));
     let spent = || Err(CallError::OverBudget("spent".to_owned()));
     let (judgement, _) = three().told([score(2.0), score(4.0), spent()]).await;
     assert_eq!(raw(&judgement), Some(3.0), "what was paid for counts");
     let (judgement, _) = three().told([score(2.0), spent()]).await;
-    assert_eq!(judgement.outcome, Outcome::Deferred { reason: "spent".to_owned(), wait: Wait::Budget });
+    assert_eq!(judgement.outcomes[0].outcome, Outcome::Deferred { reason: "spent".to_owned(), wait: Wait::Budget });
 }
 
 #[tokio::test]
 async fn a_text_that_was_cut_is_told_with_the_score() {
     let case = Case { context: "c".repeat(3000), output: "o".repeat(3000), ..Case::default() };
     let (judgement, asked) = Story { prompt: "{{ context }}", case, ..Story::default() }.told([score(4.0)]).await;
-    assert_eq!(judgement.outcome.reason(), "4 it is (context cut from 3000 to 1000 characters)", "the output is cut too, but not in this prompt");
+    assert_eq!(judgement.outcomes[0].outcome.reason(), "4 it is (context cut from 3000 to 1000 characters)", "the output is cut too, but not in this prompt");
     assert!(asked[0].messages[0].text.contains("[... 2000 characters left out ...]"));
 }
 
