@@ -38,10 +38,13 @@ pub(super) async fn write(db: &mut SqliteConnection, names: &mut Names, outcomes
     for rows in scores.chunks(ROWS) {
         insert_scores(db, rows).await?;
     }
-    // An item that nothing waits for would stay for ever.
-    let bodies = outcomes.iter().filter(|outcome| outcome.scores.iter().any(|score| matches!(score.outcome, Outcome::Scored { .. })));
-    for (key, body) in bodies.filter_map(|outcome| outcome.body.as_ref()) {
-        sqlx::query("INSERT INTO bodies (key, body) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING").bind(key.0.as_slice()).bind(body).execute(&mut *db).await?;
+    for outcome in outcomes {
+        // A body that nothing waits for would stay until retention finds it.
+        let scored = outcome.scores.iter().any(|score| matches!(score.outcome, Outcome::Scored { .. }));
+        if let Some((key, body)) = outcome.body.as_ref().filter(|_| scored) {
+            let sql = "INSERT INTO bodies (key, body) SELECT $1, $2 FROM items WHERE key = $3 ON CONFLICT (key) DO NOTHING";
+            sqlx::query(sql).bind(key.0.as_slice()).bind(body).bind(outcome.key.0.as_slice()).execute(&mut *db).await?;
+        }
     }
     end(db, outcomes, &queued).await
 }

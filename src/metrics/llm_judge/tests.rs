@@ -249,8 +249,8 @@ async fn samples_give_a_mean_and_say_how_far_they_were_apart() {
 async fn samples_of_words_give_the_majority_and_of_equals_the_lower() {
     let label = |label: &str| says(&json!({ "reason": label, "label": label }).to_string());
     let tone = |samples| Story { samples, output: output("categories"), ..Story::default() };
-    let told = |judgement: Judgement| match judgement.outcomes[0].outcome {
-        Outcome::Scored { label, passed, reason, .. } => (label, passed, reason),
+    let told = |judgement: Judgement| match &judgement.outcomes[0].outcome {
+        Outcome::Scored { label, passed, reason, .. } => (label.clone(), *passed, reason.clone()),
         other => panic!("{other:?}"),
     };
     let (judgement, _) = tone(3).told([label("kind"), label("rude"), label("kind")]).await;
