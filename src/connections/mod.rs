@@ -11,7 +11,7 @@ pub use langfuse::{Dialect, Langfuse, LangfuseConnection};
 pub use postgres::PostgresConnection;
 use schemars::JsonSchema;
 use serde::Deserialize;
-pub use slack::SlackConnection;
+pub use slack::{Slack, SlackConnection, SlackError};
 
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

@@ -5,6 +5,7 @@
 
 mod file;
 mod langfuse;
+mod slack;
 
 use std::{fmt::Debug, path::PathBuf, sync::Arc};
 

@@ -30,6 +30,7 @@ mod reload;
 mod schedule;
 mod secrets;
 mod site;
+mod slack_source;
 mod world;
 
 #[path = "../tidy.rs"]

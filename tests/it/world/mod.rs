@@ -4,6 +4,7 @@
 //! a breach fails the test when its world ends.
 
 pub mod faults;
+pub mod history;
 pub mod langfuse;
 pub mod llm;
 pub mod schema;
