@@ -109,7 +109,8 @@ fn place<'a>(node: &'a Node, key: &str) -> &'a Span {
 }
 
 fn unbuildable(node: &Node, error: &BuildError) -> Fault {
-    Fault::new(error.key.map_or(&node.at, |key| place(node, key)), error.message.clone())
+    let block = error.within.iter().try_fold(node, |block, key| block.get(key)).unwrap_or(node);
+    Fault::new(error.key.map_or(&block.at, |key| place(block, key)), error.message.clone())
 }
 
 /// The keys of `node` that are among `keys`.

@@ -1,13 +1,13 @@
 //! JSON Schemas for editors, from the structs that the loader reads.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
     monitor::{self, MetricCommon, SourceCommon},
     settings,
 };
-use crate::{metrics::MetricKind, providers::ProviderKind, sinks::SinkKind, sources::SourceKind, util::plugin::Kind};
+use crate::{metrics::MetricKind, providers::ProviderKind, sinks::SinkKind, sources::SourceKind, util::plugin::blocks};
 
 /// `assayd schema monitor`
 #[must_use]
@@ -19,31 +19,6 @@ pub fn monitor_schema() -> Value {
 #[must_use]
 pub fn config_schema() -> Value {
     SchemaGenerator::default().into_root_schema_for::<settings::File>().to_value()
-}
-
-/// One alternative a kind: `type`, the keys all kinds share, the kind's own.
-fn blocks<C: ?Sized>(generator: &mut SchemaGenerator, common: &Schema, mut kinds: Vec<&'static Kind<C>>) -> Schema {
-    kinds.sort_by_key(|kind| kind.name);
-    let part = |schema: &Schema, key: &str| schema.as_value().get(key).cloned();
-    let alternatives: Vec<Value> = kinds
-        .into_iter()
-        .map(|kind| {
-            let own = (kind.schema)(generator);
-            let mut properties: Map<String, Value> = Map::from_iter([("type".to_owned(), serde_json::json!({ "const": kind.name }))]);
-            let mut required = vec![Value::from("type")];
-            for schema in [common, &own] {
-                if let Some(Value::Object(more)) = part(schema, "properties") {
-                    properties.extend(more);
-                }
-                if let Some(Value::Array(more)) = part(schema, "required") {
-                    required.extend(more);
-                }
-            }
-            let description = part(&own, "description").unwrap_or_default();
-            serde_json::json!({ "type": "object", "description": description, "properties": properties, "required": required, "additionalProperties": false })
-        })
-        .collect();
-    json_schema!({ "oneOf": alternatives })
 }
 
 pub(super) fn source(generator: &mut SchemaGenerator) -> Schema {

@@ -4,20 +4,25 @@
 //! To add one: a file with its config struct, an example, the [`Source`] and an `inventory::submit!`, and one `mod` line.
 
 mod file;
+mod join;
 mod langfuse;
 mod slack;
 
-use std::{fmt::Debug, path::PathBuf, sync::Arc};
+use std::{borrow::Cow, fmt::Debug, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use tokio::sync::mpsc;
 
 pub use crate::util::plugin::BuildError;
 use crate::{
     connections::Connections,
     model::Trace,
-    util::{http::Http, plugin::Kind},
+    util::{
+        http::Http,
+        plugin::{self, Kind},
+    },
 };
 
 pub type SourceKind = Kind<dyn SourceConfig>;
@@ -30,6 +35,21 @@ pub trait SourceConfig: Debug + Send + Sync {
     /// # Errors
     /// What is wrong with the settings, and the key it hangs on.
     fn build(&self, cx: &SourceCx<'_>) -> Result<Arc<dyn Source>, BuildError>;
+}
+
+/// Schema of a source inside a source: `type` and the kind's own keys, without those that a monitor's `source:` has beside.
+fn nested_schema(generator: &mut SchemaGenerator) -> Schema {
+    // By name, since a join may hold a join.
+    struct Nested;
+    impl JsonSchema for Nested {
+        fn schema_name() -> Cow<'static, str> {
+            "NestedSource".into()
+        }
+        fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+            plugin::blocks(generator, &json_schema!({}), inventory::iter::<SourceKind>().collect())
+        }
+    }
+    generator.subschema_for::<Nested>()
 }
 
 /// What building a source may use.

@@ -1,7 +1,9 @@
 //! The registry of plug-ins: a plug-in's file submits one [`Kind`], and from these records come the loader, the
 //! JSON Schema, the reference docs and a test that loads every example.
 
+use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
 
 use super::{
     text,
@@ -14,7 +16,7 @@ pub struct Kind<C: ?Sized + 'static> {
     pub name: &'static str,
     /// A block that a user can paste, without `type` and without the family's common keys.
     pub example: &'static str,
-    pub schema: fn(&mut schemars::SchemaGenerator) -> schemars::Schema,
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
     /// Reads the block (without `type` and the family's common keys). `None` after at least one fault was pushed.
     pub parse: fn(&Node, &mut Vec<Fault>) -> Option<Box<C>>,
 }
@@ -64,8 +66,33 @@ pub fn read_block<C: ?Sized>(
 
 /// Schema of `T`, with its definitions in the generator's.
 #[must_use]
-pub fn schema<T: schemars::JsonSchema>(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+pub fn schema<T: schemars::JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     T::json_schema(generator)
+}
+
+/// One alternative a kind: `type`, the keys all kinds share (`common`), the kind's own.
+pub fn blocks<C: ?Sized>(generator: &mut SchemaGenerator, common: &Schema, mut kinds: Vec<&'static Kind<C>>) -> Schema {
+    kinds.sort_by_key(|kind| kind.name);
+    let part = |schema: &Schema, key: &str| schema.as_value().get(key).cloned();
+    let alternatives: Vec<Json> = kinds
+        .into_iter()
+        .map(|kind| {
+            let own = (kind.schema)(generator);
+            let mut properties: serde_json::Map<String, Json> = serde_json::Map::from_iter([("type".to_owned(), serde_json::json!({ "const": kind.name }))]);
+            let mut required = vec![Json::from("type")];
+            for schema in [common, &own] {
+                if let Some(Json::Object(more)) = part(schema, "properties") {
+                    properties.extend(more);
+                }
+                if let Some(Json::Array(more)) = part(schema, "required") {
+                    required.extend(more);
+                }
+            }
+            let description = part(&own, "description").unwrap_or_default();
+            serde_json::json!({ "type": "object", "description": description, "properties": properties, "required": required, "additionalProperties": false })
+        })
+        .collect();
+    json_schema!({ "oneOf": alternatives })
 }
 
 /// Why a block cannot be built; `key` is the key inside the block that is at fault, where there is one.
@@ -73,12 +100,21 @@ pub fn schema<T: schemars::JsonSchema>(generator: &mut schemars::SchemaGenerator
 #[error("{message}")]
 pub struct BuildError {
     pub key: Option<&'static str>,
+    /// Where a block holds others: the keys that lead to the one at fault, from outside in.
+    pub within: Vec<&'static str>,
     pub message: String,
 }
 
 impl BuildError {
     #[must_use]
     pub fn at(key: &'static str, message: impl Into<String>) -> Self {
-        Self { key: Some(key), message: message.into() }
+        Self { key: Some(key), within: Vec::new(), message: message.into() }
+    }
+
+    /// The same, of the block that stands at `key` of the block being built.
+    #[must_use]
+    pub fn within(mut self, key: &'static str) -> Self {
+        self.within.insert(0, key);
+        self
     }
 }

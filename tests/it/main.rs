@@ -22,6 +22,7 @@ mod cli;
 mod evaluate;
 mod faults;
 mod gateway;
+mod join;
 mod judge;
 mod kills;
 mod pipeline;
