@@ -71,6 +71,7 @@ pub mod gateway;
 pub mod metrics;
 pub mod model;
 pub mod pipeline;
+pub mod prompts;
 pub mod providers;
 pub mod schedule;
 pub mod sinks;

@@ -1,6 +1,7 @@
 //! Tree -> monitor, with every fault of it. Pure: plug-ins are built once to see whether they can be, and dropped.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, LazyLock},
 };
@@ -11,7 +12,8 @@ use super::{
 };
 use crate::{
     alerting::Condition,
-    metrics::{MetricBuildCx, MetricKind},
+    metrics::{MetricBuildCx, MetricKind, Prompts},
+    model::{PromptRef, PromptVersion},
     providers::{CallCx, CallError, Model, Models, Question, Reply},
     schedule::plan::{Plan, ScheduleSpec},
     sinks::{SinkConfig, SinkCx, SinkKind},
@@ -230,6 +232,21 @@ impl Models for Names<'_> {
     }
 }
 
+/// The connections by name, for checking: asks nobody.
+#[derive(Debug)]
+struct Kept(BTreeMap<String, ()>);
+
+#[async_trait::async_trait]
+impl Prompts for Kept {
+    fn check(&self, prompt: &PromptRef) -> Result<(), String> {
+        crate::connections::find("langfuse", &self.0, &prompt.connection).map(drop)
+    }
+
+    async fn current(&self, _: &PromptRef) -> Result<Arc<PromptVersion>, String> {
+        Err("a prompt that is only being checked is not read".to_owned())
+    }
+}
+
 fn metrics(nodes: &[Node], tree: &Node, settings: &Settings, faults: &mut Vec<Fault>) -> Vec<MetricSpec> {
     if let Some(Node { at, value: Value::Seq(items), .. }) = tree.get("metrics")
         && items.is_empty()
@@ -237,7 +254,8 @@ fn metrics(nodes: &[Node], tree: &Node, settings: &Settings, faults: &mut Vec<Fa
         faults.push(Fault::new(at, "a monitor needs at least one metric"));
     }
     let models = Names(settings);
-    let cx = MetricBuildCx { models: &models };
+    let prompts: Arc<dyn Prompts> = Arc::new(Kept(settings.connections.langfuse.keys().map(|name| (name.clone(), ())).collect()));
+    let cx = MetricBuildCx { models: &models, prompts: &prompts };
     let mut metrics: Vec<MetricSpec> = Vec::with_capacity(nodes.len());
     for node in nodes {
         let common: Option<MetricCommon> = yaml::read(&only(node, &METRIC_COMMON), faults);

@@ -24,6 +24,9 @@ pub struct LangfuseConnection {
     /// `lf-whsec_...`: checks prompt webhooks.
     #[schemars(with = "Option<String>")]
     pub webhook_secret: Option<SecretString>,
+    /// Called (POST, JSON) when a prompt webhook was taken; it may hold a secret.
+    #[schemars(with = "Option<String>")]
+    pub notify_url: Option<SecretString>,
 }
 
 fn default_base_url() -> String {

@@ -9,6 +9,7 @@ use super::{
     AlertRow, DrawBatch, Health, ItemOutcome, NewNotice, NoticeEnd, Retention, RunRow, SentBatch,
     apply::{self, Names},
     gateway::GatewayWrite,
+    prompts::PromptWrite,
 };
 use crate::{
     model::RunReport,
@@ -47,6 +48,7 @@ pub(super) enum Write {
         end: NoticeEnd,
     },
     Gateway(GatewayWrite),
+    Prompt(PromptWrite),
     Retain(Retention),
     Checkpoint,
     /// The last one.
@@ -60,7 +62,14 @@ impl Write {
             Self::Outcome(outcome) => outcome.end.is_some(),
             Self::Gateway(write) => !matches!(write, GatewayWrite::Budget { .. }),
             Self::Sent(_) => true,
-            Self::BeginRun(_) | Self::Draw(_) | Self::FinishRun(_) | Self::Notice { .. } | Self::Retain(_) | Self::Checkpoint | Self::Close => false,
+            Self::BeginRun(_)
+            | Self::Draw(_)
+            | Self::FinishRun(_)
+            | Self::Notice { .. }
+            | Self::Prompt(_)
+            | Self::Retain(_)
+            | Self::Checkpoint
+            | Self::Close => false,
         }
     }
 }
