@@ -25,6 +25,7 @@ mod gateway;
 mod judge;
 mod kills;
 mod pipeline;
+mod prompts;
 mod publish;
 mod reload;
 mod schedule;

@@ -1,6 +1,7 @@
 //! Langfuse's public API. [`Mode::V4`] is a server in its default write mode (no legacy reads), [`Mode::V3`] one from
 //! before (no v2 reads). It pages, sorts, filters and answers errors as the real one does.
 
+mod prompts;
 mod reads;
 mod rows;
 mod scores;
@@ -22,6 +23,7 @@ use serde_json::{Value, json};
 
 use self::rows::Row;
 pub use self::{
+    prompts::{WEBHOOK_SECRET, prompt_event, signature},
     rows::{Child, NewTrace},
     scores::ScoreRow,
 };
@@ -56,11 +58,14 @@ pub struct Langfuse {
     pub reads: Faults,
     /// Of scores.
     pub writes: Faults,
+    /// Of reads of prompts.
+    pub prompts: Faults,
     state: Mutex<Inner>,
     pulse: Pulse,
     breaches: Breaches,
     create_score: Schema,
     ingestion_event: Schema,
+    prompt_answer: Schema,
 }
 
 #[derive(Default)]
@@ -72,6 +77,8 @@ struct Inner {
     keys_revoked: bool,
     listings: Vec<Timestamp>,
     children_served: usize,
+    prompts: Vec<prompts::Prompt>,
+    prompt_reads: usize,
 }
 
 impl Langfuse {
@@ -81,11 +88,13 @@ impl Langfuse {
             mode,
             reads: Faults::default(),
             writes: Faults::default(),
+            prompts: Faults::default(),
             state: Mutex::default(),
             pulse,
             breaches,
             create_score: Schema::of("CreateScoreRequest"),
             ingestion_event: Schema::of("IngestionEvent"),
+            prompt_answer: Schema::of("Prompt"),
         }
     }
 
@@ -128,6 +137,7 @@ pub(super) fn router(langfuse: Arc<Langfuse>) -> Router {
         .route("/api/public/v2/observations", get(reads::observations))
         .route("/api/public/traces", get(reads::traces))
         .route("/api/public/traces/{id}", get(reads::trace))
+        .route("/api/public/v2/prompts/{name}", get(prompts::prompt))
         .route("/api/public/scores", post(scores::scores))
         .route("/api/public/ingestion", post(scores::ingestion))
         .fallback(any(|| async { error(StatusCode::NOT_FOUND, "no such path", Some("LangfuseNotFoundError")) }))
