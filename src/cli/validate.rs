@@ -107,7 +107,9 @@ async fn live(settings: &Settings, loaded: &Loaded) -> Result<bool, Failure> {
     for prompt in wire::uses(loaded.monitors.values()).into_iter().map(|one| one.prompt).collect::<BTreeSet<_>>() {
         tell(format!("prompt {prompt}"), prompts.current(&prompt).await.map(|kept| format!("v{}", kept.version)));
     }
-    let env = crate::pipeline::BuildEnv { connections: &settings.connections, http: &http, models: &gateway, prompts: &prompts, base_dir: &settings.base_dir };
+    let runs = wire::no_runs();
+    let base_dir = &settings.base_dir;
+    let env = crate::pipeline::BuildEnv { connections: &settings.connections, http: &http, models: &gateway, prompts: &prompts, runs: &runs, base_dir };
     for (name, spec) in &loaded.monitors {
         let monitor = crate::pipeline::Monitor::build(std::sync::Arc::clone(spec), &env)?;
         tell(format!("monitor {name}, source"), monitor.probe().await.map_err(|error| format!("{error:#}")));

@@ -16,7 +16,7 @@ use crate::{
     model::{PromptRef, PromptVersion},
     providers::{CallCx, CallError, Model, Models, Question, Reply},
     schedule::plan::{Plan, ScheduleSpec},
-    sinks::{SinkConfig, SinkCx, SinkKind},
+    sinks::{NoRuns, Runs, SinkConfig, SinkCx, SinkKind},
     sources::{SourceCx, SourceKind},
     util::{
         backoff::Policy,
@@ -51,7 +51,7 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         .map_or_else(|| Some(SamplingSpec::default()), |section| section.read(faults).inspect(|spec| sampling(spec, &section.node, faults)));
     let evaluation = file.evaluation.as_ref().map_or_else(|| Some(super::EvaluationSpec::default()), |section| section.read(faults));
     let metrics = metrics(&file.metrics.unwrap_or_default(), tree, settings, faults);
-    let publish = publish(&file.publish.unwrap_or_default(), settings, faults);
+    let publish = publish(&file.publish.unwrap_or_default(), &metrics, settings, faults);
     let alerts = alerts(&file.alerts.unwrap_or_default(), &metrics, settings, faults);
     if faults.len() > before {
         return None;
@@ -309,13 +309,19 @@ fn made_of_others(metrics: &[MetricSpec], nodes: &[Node], faults: &mut Vec<Fault
     }
 }
 
-fn publish(nodes: &[Node], settings: &Settings, faults: &mut Vec<Fault>) -> Vec<Arc<dyn SinkConfig>> {
-    let cx = SinkCx { connections: &settings.connections, http: &CLIENT, base_dir: &settings.base_dir };
+fn publish(nodes: &[Node], metrics: &[MetricSpec], settings: &Settings, faults: &mut Vec<Fault>) -> Vec<Arc<dyn SinkConfig>> {
+    let runs: Arc<dyn Runs> = Arc::new(NoRuns);
+    let cx = SinkCx { connections: &settings.connections, http: &CLIENT, base_dir: &settings.base_dir, runs: &runs };
     let mut sinks: Vec<Arc<dyn SinkConfig>> = Vec::with_capacity(nodes.len());
     for node in nodes {
         let Some((_, config)) = plugin::read_block(node, &[], inventory::iter::<SinkKind>().collect(), "sink", faults) else { continue };
         if let Err(error) = config.build(&cx) {
             faults.push(unbuildable(node, &error));
+        }
+        for name in config.metrics().iter().filter(|name| metrics.iter().all(|known| known.name != **name)) {
+            let hint = crate::util::text::nearest(name, metrics.iter().map(|known| known.name.as_str()));
+            let hint = hint.map(|hint| format!(", did you mean `{hint}`?")).unwrap_or_default();
+            faults.push(Fault::new(place(node, "metrics"), format!("the monitor has no metric `{name}`{hint}")));
         }
         if sinks.iter().any(|known| known.queue() == config.queue()) {
             faults.push(Fault::new(&node.at, format!("the monitor publishes to `{}` twice", config.queue())));

@@ -17,7 +17,7 @@ use crate::{
     pipeline::{self, BuildEnv, Couriers, Monitor, Services},
     prompts::{Keeper, Prompts, PromptsCx, Use},
     schedule::clock::{Clock, SystemClock},
-    sinks::slack::SlackNotifier,
+    sinks::{NoRuns, Runs, slack::SlackNotifier},
     store::{Store, Writer},
     util::{http::Http, secret::ExposeSecret},
 };
@@ -75,11 +75,13 @@ impl World {
     /// What `config::check` would have said.
     pub fn build(&self, spec: &Arc<MonitorSpec>) -> anyhow::Result<Arc<Monitor>> {
         let prompts: Arc<dyn metrics::Prompts> = Arc::new(self.prompts.clone());
+        let runs: Arc<dyn Runs> = Arc::new(self.services.store.clone());
         let env = BuildEnv {
             connections: &self.settings.connections,
             http: &self.http,
             models: &*self.gateway,
             prompts: &prompts,
+            runs: &runs,
             base_dir: &self.settings.base_dir,
         };
         Ok(Arc::new(Monitor::build(Arc::clone(spec), &env)?))
@@ -103,6 +105,12 @@ pub fn uses<'a>(specs: impl IntoIterator<Item = &'a Arc<MonitorSpec>>) -> BTreeS
 pub fn prompts(settings: &Settings, http: &Http) -> Arc<dyn metrics::Prompts> {
     let (outbox, clock) = (Arc::new(watch::Sender::new(())), Arc::new(SystemClock));
     Arc::new(Prompts::new(PromptsCx { connections: &settings.connections.langfuse, http, store: None, clock, routes: Vec::new(), outbox }).0)
+}
+
+/// For a probe, which delivers nothing.
+#[must_use]
+pub fn no_runs() -> Arc<dyn Runs> {
+    Arc::new(NoRuns)
 }
 
 /// The one HTTP client.

@@ -12,7 +12,7 @@ use crate::{
     metrics::{Gives, Metric, MetricBuildCx, Price, Prompts},
     model::{About, MetricAbout, PromptUse},
     providers::Models,
-    sinks::{Sink, SinkCx},
+    sinks::{Runs, Sink, SinkCx},
     sources::{Source, SourceCx},
     store::Queue,
     util::{http::Http, template::Expr},
@@ -24,6 +24,7 @@ pub struct BuildEnv<'a> {
     pub http: &'a Http,
     pub models: &'a dyn Models,
     pub prompts: &'a Arc<dyn Prompts>,
+    pub runs: &'a Arc<dyn Runs>,
     pub base_dir: &'a PathBuf,
 }
 
@@ -95,7 +96,7 @@ impl Monitor {
                 prompt: None,
             });
         }
-        let sink_cx = SinkCx { connections: env.connections, http: env.http, base_dir: env.base_dir };
+        let sink_cx = SinkCx { connections: env.connections, http: env.http, base_dir: env.base_dir, runs: env.runs };
         let sinks: Vec<_> = spec
             .publish
             .iter()

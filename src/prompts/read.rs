@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    connections::Langfuse,
+    connections::{Langfuse, segment},
     model::{ChatTurn, PromptRef, PromptText, PromptVersion},
     util::{
         http::{self, HttpError},
@@ -81,27 +81,11 @@ fn text(prompt: Value) -> Result<PromptText, String> {
     turns.into_iter().map(turn).collect::<Result<_, _>>().map(PromptText::Chat)
 }
 
-/// A name as one segment of a path: a slash in it is no separator.
-fn segment(name: &str) -> String {
-    name.bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
-            byte => format!("%{byte:02X}"),
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn a_name_is_one_segment() {
-        assert_eq!(segment("team/judge v2"), "team%2Fjudge%20v2");
-        assert_eq!(segment("Ä?#%"), "%C3%84%3F%23%25");
-    }
 
     #[test]
     fn texts_and_chats_are_read_and_placeholders_are_not() {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::{QueryBuilder, SqliteConnection};
 
 use super::{
-    DrawBatch, Fate, NewItem, NewNotice, NoticeEnd, RunRow, SentBatch, gateway, outcomes, prompts, retention,
+    DrawBatch, Fate, NewItem, NewNotice, NoticeEnd, RunRow, SentBatch, experiments, gateway, outcomes, prompts, retention,
     writer::{FinishedRun, Reply, Request, Write},
 };
 
@@ -58,6 +58,7 @@ pub(super) async fn apply(db: &mut SqliteConnection, names: &mut Names, batch: &
                 gateway::apply(db, write).await?;
                 0
             }
+            Write::Grouped(grouped) => experiments::apply(db, grouped).await?,
             Write::Prompt(write) => prompts::apply(db, write).await?,
             Write::Retain(retention) => retention::retain(db, retention).await?,
             Write::Checkpoint | Write::Close => 0,

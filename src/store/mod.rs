@@ -13,6 +13,7 @@
 //! Absent on purpose: rules. The store neither decides nor knows what a decision means.
 
 mod apply;
+mod experiments;
 mod gateway;
 pub mod lock;
 mod lookup;

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     AlertRow, DrawBatch, Health, ItemOutcome, NewNotice, NoticeEnd, Retention, RunRow, SentBatch,
     apply::{self, Names},
+    experiments::Grouped,
     gateway::GatewayWrite,
     prompts::PromptWrite,
 };
@@ -49,6 +50,7 @@ pub(super) enum Write {
     },
     Gateway(GatewayWrite),
     Prompt(PromptWrite),
+    Grouped(Grouped),
     Retain(Retention),
     Checkpoint,
     /// The last one.
@@ -67,6 +69,7 @@ impl Write {
             | Self::FinishRun(_)
             | Self::Notice { .. }
             | Self::Prompt(_)
+            | Self::Grouped(_)
             | Self::Retain(_)
             | Self::Checkpoint
             | Self::Close => false,
