@@ -49,7 +49,7 @@ pub(super) fn once(overrides: &Overrides, arguments: Arguments) -> Result<(), Fa
         Err(LockError::Held(_, Holder { listen: Some(address), .. })) => {
             let path = format!("/api/v1/monitors/{}/runs", arguments.monitor);
             block_on(daemon_answer(&settings, &address, &path, &request))?
-        },
+        }
         Err(error) => return Err(Failure::Usage(error.to_string())),
     };
     match arguments.format {

@@ -129,7 +129,13 @@ fn show(overrides: &Overrides, prompt: &str, format: Format) -> Result<(), Failu
     let mut out = String::new();
     for row in rows {
         let Some(kept) = row.kept else { continue };
-        out.push_str(&format!("{} v{} (connection {}), labels: {}\n", one_line(&row.prompt.name, 255), kept.version, one_line(&row.prompt.connection, 80), one_line(&kept.labels.join(", "), 300)));
+        out.push_str(&format!(
+            "{} v{} (connection {}), labels: {}\n",
+            one_line(&row.prompt.name, 255),
+            kept.version,
+            one_line(&row.prompt.connection, 80),
+            one_line(&kept.labels.join(", "), 300)
+        ));
         let turns = match kept.prompt {
             PromptText::Text(text) => vec![(None, text)],
             PromptText::Chat(turns) => turns.into_iter().map(|turn| (Some(turn.role), turn.content)).collect(),

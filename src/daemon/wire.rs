@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow};
 use tokio::sync::watch;
 
 use crate::{
-    config::{HookSpec, HooksSpec, MonitorSpec, Settings},
+    config::{HookSpec, HooksSpec, MetricSpec, MonitorSpec, Settings},
     connections::Langfuse,
     gateway::{self, Gateway, GatewaySpec, Hook, Hooks, Keep, ProfileSpec, ProviderSpec, Runner, Shelf},
     metrics,
@@ -96,8 +96,11 @@ impl World {
 
 /// Which monitors judge with which prompts.
 pub fn uses<'a>(specs: impl IntoIterator<Item = &'a Arc<MonitorSpec>>) -> BTreeSet<Use> {
-    let of = |spec: &'a Arc<MonitorSpec>| spec.metrics.iter().filter_map(|metric| Some((spec, metric, metric.config.prompt()?)));
-    specs.into_iter().flat_map(of).map(|(spec, metric, prompt)| Use { monitor: spec.name.clone(), metric: metric.name.clone(), prompt }).collect()
+    let of = |spec: &'a Arc<MonitorSpec>| {
+        let used = move |metric: &MetricSpec| Some(Use { monitor: spec.name.clone(), metric: metric.name.clone(), prompt: metric.config.prompt()? });
+        spec.metrics.iter().filter_map(used)
+    };
+    specs.into_iter().flat_map(of).collect()
 }
 
 /// Prompts for a probe: nothing is kept, nobody is told.

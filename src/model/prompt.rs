@@ -35,7 +35,8 @@ impl PromptRef {
             Some((name, at)) => (name, at_of(at)?),
         };
         if name.is_empty() || name.trim() != name || name.chars().count() > 255 || name.contains('|') || name.chars().any(char::is_control) {
-            return Err("a prompt in Langfuse is `langfuse:NAME`, `langfuse:NAME@LABEL` or `langfuse:NAME@VERSION`; a name has 1 to 255 characters and no `|`".to_owned());
+            return Err("a prompt in Langfuse is `langfuse:NAME`, `langfuse:NAME@LABEL` or `langfuse:NAME@VERSION`; a name has 1 to 255 characters and no `|`"
+                .to_owned());
         }
         Ok(Self { connection: connection.to_owned(), name: name.to_owned(), at })
     }

@@ -176,7 +176,8 @@ fn revision(metric: &str, threshold: Option<f64>, higher_is_better: bool) -> Str
 fn wants_observations(spec: &MonitorSpec) -> bool {
     let extract = &spec.extract;
     let texts = [&extract.input, &extract.output, &extract.context, &extract.expected].into_iter().chain(extract.metadata.values());
-    let texts = texts.map(String::as_str).chain(extract.details().map(|(_, text)| text)).chain(spec.source.filter.as_deref()).chain(spec.sampling.always.as_deref());
+    let texts =
+        texts.map(String::as_str).chain(extract.details().map(|(_, text)| text)).chain(spec.source.filter.as_deref()).chain(spec.sampling.always.as_deref());
     let texts = texts.chain(spec.metrics.iter().flat_map(|metric| metric.when.as_deref().into_iter().chain(metric.config.templates())));
     !extract.patterns.is_empty() || texts.into_iter().any(|text| text.contains("trace.steps") || text.contains("trace.observations") || text.contains("trace["))
 }

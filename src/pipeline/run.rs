@@ -1,10 +1,6 @@
 //! The order of a run. Read [`work`] first: it is the pipeline.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{
     StreamExt,

@@ -64,7 +64,8 @@ impl Event {
             [] => "No monitor judges with it.".to_owned(),
             monitors => format!("Judged with by {}.", one_line(&monitors.join(", "), 500)),
         };
-        let summary = format!("prompt {name} v{} was {}{who}; labels: {}. {judges}", self.prompt.version, one_line(&self.action, 40), one_line(&self.labels(), 200));
+        let summary =
+            format!("prompt {name} v{} was {}{who}; labels: {}. {judges}", self.prompt.version, one_line(&self.action, 40), one_line(&self.labels(), 200));
         AlertEvent {
             fingerprint: format!("prompt/{connection}/{}", one_line(id, 100)),
             kind: AlertEventKind::Notice,

@@ -62,10 +62,12 @@ impl Keeper {
 
     async fn look(&self) {
         let due = self.prompts.due();
-        stream::iter(due).for_each_concurrent(AT_ONCE, |prompt| async move {
-            // What it found is in memory and in the log.
-            let _ = self.prompts.look(&prompt).await;
-        }).await;
+        stream::iter(due)
+            .for_each_concurrent(AT_ONCE, |prompt| async move {
+                // What it found is in memory and in the log.
+                let _ = self.prompts.look(&prompt).await;
+            })
+            .await;
     }
 
     /// Best effort: what has to arrive goes through an outbox.

@@ -252,13 +252,7 @@ impl Prompts {
         }
         let mut state = lock(&entry.state);
         let unchanged = state.generation == before.generation;
-        *state = State {
-            kept,
-            fault,
-            fresh_until_us: if unchanged { now_us + fresh_us } else { 0 },
-            generation: state.generation,
-            changed: !unchanged,
-        };
+        *state = State { kept, fault, fresh_until_us: if unchanged { now_us + fresh_us } else { 0 }, generation: state.generation, changed: !unchanged };
         answer
     }
 

@@ -54,9 +54,7 @@ fn fault(prompt: &PromptRef, error: &HttpError) -> Fault {
         }
         // A prompt composed of others in a circle, or of one that is gone.
         HttpError::Status { status: 400 | 422, body, .. } => Fault::None(format!("Langfuse cannot make up the prompt `{prompt}`: {body}")),
-        HttpError::Status { status: 401 | 403, .. } => {
-            Fault::Unavailable(format!("Langfuse refuses the keys of connection `{}`: {error}", prompt.connection))
-        }
+        HttpError::Status { status: 401 | 403, .. } => Fault::Unavailable(format!("Langfuse refuses the keys of connection `{}`: {error}", prompt.connection)),
         error => Fault::Unavailable(format!("Langfuse: {error}")),
     }
 }

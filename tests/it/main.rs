@@ -20,6 +20,7 @@ mod alerts;
 mod build;
 mod cli;
 mod evaluate;
+mod experiments;
 mod faults;
 mod gateway;
 mod judge;

@@ -65,6 +65,7 @@ async fn a_signed_webhook_changes_the_prompt_of_the_next_run_without_a_restart()
     trace(&site, "b");
     site.until("a judgement by the second version", |_| asked(&site, "SECOND. ") == 1).await;
     assert_eq!(asked(&site, "FIRST."), 1, "no item is judged again");
+    site.until("both scores at the server", |world| world.langfuse.scored("helpful") == 2).await;
     let rows = site.export(&[]).await;
     let revisions: std::collections::BTreeSet<_> = rows.iter().map(|row| row["metric_revision"].as_str().unwrap()).collect();
     assert_eq!((rows.len(), revisions.len()), (2, 2), "a changed prompt is a new revision: {rows:?}");

@@ -36,8 +36,26 @@ impl Asked {
     }
 }
 
-/// What a prompt in Langfuse may name, beside `variables`.
-const NAMES: [&str; 5] = ["input", "output", "context", "expected", "metadata"];
+/// What a prompt in Langfuse may name, beside `variables`: what `extract` gives.
+const NAMES: [&str; 17] = [
+    "input",
+    "output",
+    "context",
+    "expected",
+    "metadata",
+    "conversation",
+    "tools_called",
+    "expected_tools",
+    "retrieved_content",
+    "acceptance_criteria",
+    "additional_input",
+    "additional_output",
+    "document_text",
+    "actual_reference",
+    "expected_reference",
+    "judgment",
+    "critique",
+];
 
 /// A prompt put into another one, which Langfuse resolves unless it cannot.
 const TAG: &str = "@@@langfusePrompt:";
@@ -148,7 +166,10 @@ mod tests {
     #[test]
     fn names_are_filled_in_and_all_else_is_text() {
         assert_eq!(text("Q: {{input}} A: {{ output }} of {{metadata.tenant}}", &[]).unwrap(), "Q: why? A: so. of acme");
-        assert_eq!(text(r#"As {"score": 5} or {{"a": {"b": 1}}} {% if x %} {# note #} {"#, &[]).unwrap(), r#"As {"score": 5} or {{"a": {"b": 1}}} {% if x %} {# note #} {"#);
+        assert_eq!(
+            text(r#"As {"score": 5} or {{"a": {"b": 1}}} {% if x %} {# note #} {"#, &[]).unwrap(),
+            r#"As {"score": 5} or {{"a": {"b": 1}}} {% if x %} {# note #} {"#
+        );
         assert_eq!(text("{{{input}}}", &[]).unwrap(), "{{{input}}}", "Langfuse reads `{input` and leaves it");
         assert_eq!(text("{{query}}/{{tenant}}", &[("query", "input"), ("tenant", "metadata.tenant | upper")]).unwrap(), "why?/ACME");
         assert_eq!(text("{{output}}", &[("output", "input")]).unwrap(), "why?", "the settings have the last word");

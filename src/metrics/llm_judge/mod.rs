@@ -219,7 +219,8 @@ impl Judge {
             scores => scores(cx, fences),
             trace => fences.value("trace", &cx.view.get_attr("trace").unwrap_or_default()),
         };
-        let details: BTreeMap<&str, Value> = cx.case.details.iter().map(|(key, value)| (key.as_str(), fences.value(key, &Value::from(Serde(value.clone()))))).collect();
+        let details: BTreeMap<&str, Value> =
+            cx.case.details.iter().map(|(key, value)| (key.as_str(), fences.value(key, &Value::from(Serde(value.clone()))))).collect();
         self.form.render(&minijinja::context! { ..context, ..Value::from(details) })
     }
 
@@ -261,7 +262,14 @@ fn scores(cx: &MetricCx<'_>, fences: &Fences) -> Value {
         let fields = minijinja::context! { reason => fences.text("reason", outcome.reason()), ..fields };
         let fields = part.map_or_else(|| fields.clone(), |part| Value::from(BTreeMap::from([(part, fields.clone())])));
         let known = fenced.remove(metric).unwrap_or_default();
-        fenced.insert(metric, if known.is_undefined() { fields } else { minijinja::context! { ..fields, ..known } });
+        fenced.insert(
+            metric,
+            if known.is_undefined() {
+                fields
+            } else {
+                minijinja::context! { ..fields, ..known }
+            },
+        );
     }
     Value::from(fenced)
 }

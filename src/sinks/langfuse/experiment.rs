@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use futures_util::{StreamExt, stream};
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use reqwest::Method;
 use schemars::JsonSchema;
@@ -77,7 +77,9 @@ impl ExperimentConfig {
         let template = Template::new(&self.run_name).map_err(|error| BuildError::at("experiment", format!("`run_name` is no template: {error}")))?;
         // Labels are the monitor's own; everything else is known by name.
         if !self.run_name.contains("labels") {
-            template.render(&names(&About::default(), "r", Timestamp::UNIX_EPOCH)).map_err(|error| BuildError::at("experiment", format!("`run_name`: {error}")))?;
+            template
+                .render(&names(&About::default(), "r", Timestamp::UNIX_EPOCH))
+                .map_err(|error| BuildError::at("experiment", format!("`run_name`: {error}")))?;
         }
         Ok(Experiment {
             langfuse: langfuse.clone(),
@@ -95,10 +97,10 @@ impl ExperimentConfig {
 /// What a run's name may be made of: the same for all of a run.
 fn names(about: &About, run_id: &str, slot: Timestamp) -> minijinja::Value {
     minijinja::context! {
-        monitor => about.monitor,
-        description => about.description,
+        monitor => about.monitor.as_str(),
+        description => about.description.as_str(),
         environment => about.environment.as_deref().unwrap_or("production"),
-        labels => about.labels,
+        labels => &about.labels,
         run_id => run_id,
         slot => slot.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         date => slot.strftime("%Y-%m-%d").to_string(),
@@ -197,7 +199,7 @@ impl Experiment {
                 }
                 Dialect::V4 => self.with_run(&place.run_name, |run| run.id = Some(experiment_of(project, place))),
             }
-            self.with_run(&place.run_name, |run| drop(run.run_ids.insert(place.delivery.score.run_id.clone())));
+            self.with_run(&place.run_name, |run| run.run_ids.insert(place.delivery.score.run_id.clone()));
         }
         self.score_items(sender, &some, &mut answers).await?;
         self.score_runs(sender, &some).await?;
@@ -250,7 +252,8 @@ impl Experiment {
         let item_id = format!("assayd-{}", hash(&[&self.config.dataset, &item.about.source_kind, &item.trace.id, &item.content_hash]));
         // v3 links an item to the trace that Langfuse has of it.
         let own = dialect == Dialect::V3 && item.about.source_kind == "langfuse";
-        let spans = (!own).then(|| Spans { root: hash(&["root", &run_name, &item_id])[..16].to_owned(), task: hash(&["task", &run_name, &item_id])[..16].to_owned() });
+        let spans =
+            (!own).then(|| Spans { root: hash(&["root", &run_name, &item_id])[..16].to_owned(), task: hash(&["task", &run_name, &item_id])[..16].to_owned() });
         let trace_id = if own { item.trace.id.clone() } else { hash(&["trace", &run_name, &item_id]) };
         Ok(Place { delivery, item, run_name, item_id, trace_id, spans })
     }
@@ -265,11 +268,20 @@ impl Experiment {
             }
             missing.extend(places.iter().flatten().filter(|place| !sent.items.contains(&place.item_id)).map(|place| (place.item_id.as_str(), place)));
         }
-        let put = missing.into_iter().map(|(id, place)| async move { (id, self.put_item(place).await) });
-        let put: Vec<_> = stream::iter(put).buffer_unordered(PARALLEL).collect().await;
+        let missing: Vec<_> = missing.into_iter().collect();
+        let mut put = Vec::with_capacity(missing.len());
+        for some in missing.chunks(PARALLEL) {
+            let mut requests = Vec::with_capacity(some.len());
+            for (_, place) in some {
+                requests.push(self.put_item(place));
+            }
+            put.extend(some.iter().map(|(id, _)| *id).zip(join_all(requests).await));
+        }
         for (id, outcome) in put {
             match outcome {
-                Ok(()) => drop(self.sent().items.insert(id.to_owned())),
+                Ok(()) => {
+                    self.sent().items.insert(id.to_owned());
+                }
                 Err(HttpError::Status { status: status @ (400 | 413 | 422), body, .. }) => {
                     let of_item = places.iter().enumerate().filter(|(_, place)| place.as_ref().is_some_and(|place| place.item_id == id));
                     of_item.for_each(|(at, _)| answers[at] = Err(row_error(status, &body)));
@@ -326,7 +338,9 @@ impl Experiment {
         }
         // In v3 the link that follows says that the item is there.
         if matches!(self.langfuse.dialect().await, Ok(Dialect::V4)) {
-            new.into_values().for_each(|(place, _)| drop(self.with_run(&place.run_name, |run| run.items.insert(place.item_id.clone()))));
+            for (place, _) in new.into_values() {
+                self.with_run(&place.run_name, |run| run.items.insert(place.item_id.clone()));
+            }
             let mut sent = self.sent();
             if sent.runs.values().map(|run| run.items.len()).sum::<usize>() > REMEMBERED {
                 sent.runs.values_mut().for_each(|run| run.items.clear());
@@ -400,7 +414,8 @@ impl Experiment {
         if self.with_run(&place.run_name, |run| run.items.contains(&place.item_id)) {
             return Ok(Ok(()));
         }
-        let mut body = json!({ "runName": place.run_name, "datasetItemId": place.item_id, "traceId": place.trace_id, "metadata": self.run_metadata(place.item) });
+        let mut body =
+            json!({ "runName": place.run_name, "datasetItemId": place.item_id, "traceId": place.trace_id, "metadata": self.run_metadata(place.item) });
         if !place.item.about.description.is_empty() {
             body["runDescription"] = json!(place.item.about.description);
         }
@@ -463,7 +478,13 @@ impl Experiment {
                 Ok(body) => {
                     let id = format!("{}-{}", body.id, &hash(&[&self.config.dataset, &place.run_name])[..12]);
                     at.push(*row);
-                    bodies.push(Body { id, trace_id: Some(place.trace_id.clone()), observation_id: Some(spans.task.clone()), environment: Some(ENVIRONMENT.to_owned()), ..body });
+                    bodies.push(Body {
+                        id,
+                        trace_id: Some(place.trace_id.clone()),
+                        observation_id: Some(spans.task.clone()),
+                        environment: Some(ENVIRONMENT.to_owned()),
+                        ..body
+                    });
                 }
                 Err(error) => answers[*row] = Err(error),
             }
@@ -538,7 +559,7 @@ mod tests {
     #[test]
     fn an_experiment_has_the_id_that_langfuse_gives_it() {
         assert_eq!(experiment_id("proj_1", "ds_1", "run A"), "6c802cc01897e925");
-        assert_ne!(experiment_id("p", "d", "läuft"), experiment_id("p", "d", "l\u00e4uft"));
+        assert_ne!(experiment_id("p", "d", "läuft"), experiment_id("p", "d", "lauft"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Langfuse's public API. [`Mode::V4`] is a server in its default write mode (no legacy reads), [`Mode::V3`] one from
 //! before (no v2 reads). It pages, sorts, filters and answers errors as the real one does.
 
+mod datasets;
 mod prompts;
 mod reads;
 mod rows;
@@ -56,7 +57,7 @@ pub struct Langfuse {
     pub mode: Mode,
     /// Of listings and single traces.
     pub reads: Faults,
-    /// Of scores.
+    /// Of scores, datasets and spans.
     pub writes: Faults,
     /// Of reads of prompts.
     pub prompts: Faults,
@@ -66,6 +67,16 @@ pub struct Langfuse {
     create_score: Schema,
     ingestion_event: Schema,
     prompt_answer: Schema,
+    dataset_schemas: DatasetSchemas,
+}
+
+struct DatasetSchemas {
+    create_dataset: Schema,
+    dataset: Schema,
+    create_item: Schema,
+    item: Schema,
+    create_link: Schema,
+    link: Schema,
 }
 
 #[derive(Default)]
@@ -79,6 +90,7 @@ struct Inner {
     children_served: usize,
     prompts: Vec<prompts::Prompt>,
     prompt_reads: usize,
+    datasets: datasets::Datasets,
 }
 
 impl Langfuse {
@@ -95,6 +107,14 @@ impl Langfuse {
             create_score: Schema::of("CreateScoreRequest"),
             ingestion_event: Schema::of("IngestionEvent"),
             prompt_answer: Schema::of("Prompt"),
+            dataset_schemas: DatasetSchemas {
+                create_dataset: Schema::of("CreateDatasetRequest"),
+                dataset: Schema::of("Dataset"),
+                create_item: Schema::of("CreateDatasetItemRequest"),
+                item: Schema::of("DatasetItem"),
+                create_link: Schema::of("CreateDatasetRunItemRequest"),
+                link: Schema::of("DatasetRunItem"),
+            },
         }
     }
 
@@ -138,6 +158,11 @@ pub(super) fn router(langfuse: Arc<Langfuse>) -> Router {
         .route("/api/public/traces", get(reads::traces))
         .route("/api/public/traces/{id}", get(reads::trace))
         .route("/api/public/v2/prompts/{name}", get(prompts::prompt))
+        .route("/api/public/v2/datasets", post(datasets::put_dataset))
+        .route("/api/public/v2/datasets/{name}", get(datasets::dataset))
+        .route("/api/public/dataset-items", post(datasets::put_item))
+        .route("/api/public/dataset-run-items", get(datasets::links).post(datasets::link))
+        .route("/api/public/otel/v1/traces", post(datasets::otel))
         .route("/api/public/scores", post(scores::scores))
         .route("/api/public/ingestion", post(scores::ingestion))
         .fallback(any(|| async { error(StatusCode::NOT_FOUND, "no such path", Some("LangfuseNotFoundError")) }))
