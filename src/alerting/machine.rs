@@ -468,6 +468,7 @@ mod tests {
                         open = true;
                     }
                     Verdict::Notify(AlertEventKind::Repeat, _) => prop_assert!(open && observed == Breached(true)),
+                    Verdict::Notify(AlertEventKind::Notice, _) => prop_assert!(false, "an alert is over or under way"),
                     Verdict::Notify(AlertEventKind::Resolved, _) => {
                         prop_assert!(open && observed == Breached(false));
                         open = false;

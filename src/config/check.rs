@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     alerting::Condition,
+    connections::LangfuseConnection,
     metrics::{MetricBuildCx, MetricKind, Prompts},
     model::{PromptRef, PromptVersion},
     providers::{CallCx, CallError, Model, Models, Question, Reply},
@@ -234,7 +235,7 @@ impl Models for Names<'_> {
 
 /// The connections by name, for checking: asks nobody.
 #[derive(Debug)]
-struct Kept(BTreeMap<String, ()>);
+struct Kept(BTreeMap<String, LangfuseConnection>);
 
 #[async_trait::async_trait]
 impl Prompts for Kept {
@@ -254,7 +255,7 @@ fn metrics(nodes: &[Node], tree: &Node, settings: &Settings, faults: &mut Vec<Fa
         faults.push(Fault::new(at, "a monitor needs at least one metric"));
     }
     let models = Names(settings);
-    let prompts: Arc<dyn Prompts> = Arc::new(Kept(settings.connections.langfuse.keys().map(|name| (name.clone(), ())).collect()));
+    let prompts: Arc<dyn Prompts> = Arc::new(Kept(settings.connections.langfuse.clone()));
     let cx = MetricBuildCx { models: &models, prompts: &prompts };
     let mut metrics: Vec<MetricSpec> = Vec::with_capacity(nodes.len());
     for node in nodes {

@@ -87,9 +87,12 @@ impl World {
         Ok(Arc::new(Monitor::build(Arc::clone(spec), &env)?))
     }
 
-    /// Makes a monitor's sinks known; returns the queues that are new and want a courier.
+    /// Makes a monitor's sinks known, and to whom its judges' calls are told; returns the queues that are new and want a courier.
     #[must_use]
     pub fn register(&self, monitor: &Monitor) -> Vec<String> {
+        let traced: BTreeSet<&str> = monitor.spec.publish.iter().filter_map(|sink| sink.trace_calls()).collect();
+        let projects = traced.into_iter().filter_map(|name| self.settings.connections.langfuse.get(name));
+        self.gateway.trace_calls(&monitor.spec.name, projects.map(|project| Langfuse::new(project, self.http.clone())).collect());
         monitor.sinks.iter().filter(|(queue, sink)| self.couriers.set_sink(queue, Arc::clone(sink))).map(|(queue, _)| queue.clone()).collect()
     }
 }

@@ -35,6 +35,11 @@ pub trait SinkConfig: Debug + Send + Sync {
     /// `langfuse:eu`, `jsonl:scores.jsonl`). Monitors that publish to the same place share a queue.
     fn queue(&self) -> String;
 
+    /// The Langfuse connection whose project is told the calls that judges make for the monitor.
+    fn trace_calls(&self) -> Option<&str> {
+        None
+    }
+
     /// The metrics that the settings name, so that the loader knows whether there are such.
     fn metrics(&self) -> &[String] {
         &[]

@@ -186,3 +186,27 @@ async fn no_kill_loses_or_doubles_an_item_of_an_experiment_of_v3() {
 async fn no_kill_loses_or_doubles_an_item_of_an_experiment_of_v4() {
     no_kill_loses_or_doubles(Mode::V4).await;
 }
+
+#[tokio::test]
+async fn the_judges_calls_are_traces_of_their_own_that_are_never_judged() {
+    let site = Site::new().await;
+    site.world.langfuse.add_some(3);
+    site.monitor("m", &with(langfuse(), json!({ "publish": [{ "type": "langfuse", "trace_calls": true }] })));
+    site.monitor("quiet", &langfuse());
+    site.once("m").await;
+    let spans = site.world.langfuse.spans();
+    assert_eq!(spans.len(), 3, "{spans:?}");
+    for span in &spans {
+        let text = |key: &str| span[key].as_str().unwrap_or_default();
+        assert_eq!((text("langfuse.environment"), text("langfuse.observation.type")), ("langfuse-assayd", "generation"));
+        assert!(
+            text("langfuse.observation.input").contains("[[item:t000") && text("langfuse.observation.output").contains("because of the evidence"),
+            "{span:?}"
+        );
+        assert!(text("langfuse.observation.metadata.item_id").starts_with("t000"), "{span:?}");
+    }
+    let again = site.once("m").await;
+    assert_eq!(again["counts"]["fetched"], 3, "{again}");
+    site.once("quiet").await;
+    assert_eq!(site.world.langfuse.spans().len(), 3);
+}

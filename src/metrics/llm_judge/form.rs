@@ -170,7 +170,7 @@ mod tests {
             text(r#"As {"score": 5} or {{"a": {"b": 1}}} {% if x %} {# note #} {"#, &[]).unwrap(),
             r#"As {"score": 5} or {{"a": {"b": 1}}} {% if x %} {# note #} {"#
         );
-        assert_eq!(text("{{{input}}}", &[]).unwrap(), "{{{input}}}", "Langfuse reads `{input` and leaves it");
+        assert_eq!(text("{{{input}}}", &[]).unwrap(), "{{{input}}}", "Langfuse reads a name with a brace in it, and leaves it");
         assert_eq!(text("{{query}}/{{tenant}}", &[("query", "input"), ("tenant", "metadata.tenant | upper")]).unwrap(), "why?/ACME");
         assert_eq!(text("{{output}}", &[("output", "input")]).unwrap(), "why?", "the settings have the last word");
     }

@@ -408,7 +408,7 @@ impl Experiment {
 
     /// v3: the item becomes one of the run's, unless it is.
     async fn link(&self, dataset_id: &str, place: &Place<'_>) -> Result<Result<(), RowError>, SinkError> {
-        if !self.sent().runs.get(&place.run_name).is_some_and(|run| run.id.is_some()) {
+        if self.with_run(&place.run_name, |run| run.id.is_none()) {
             self.read_run(dataset_id, &place.run_name).await?;
         }
         if self.with_run(&place.run_name, |run| run.items.contains(&place.item_id)) {

@@ -44,6 +44,10 @@ pub struct LangfuseConfig {
     metrics: Vec<String>,
     /// Make the scores the run of a dataset too.
     experiment: Option<ExperimentConfig>,
+    /// Tell the calls that judges make as traces of their own, in the environment `langfuse-assayd`, which views of
+    /// production hide. Default false.
+    #[serde(default)]
+    trace_calls: bool,
 }
 
 fn connection() -> String {
@@ -91,6 +95,10 @@ impl SinkConfig for LangfuseConfig {
             name.push_str(":no-scores");
         }
         name
+    }
+
+    fn trace_calls(&self) -> Option<&str> {
+        self.trace_calls.then_some(self.connection.as_str())
     }
 
     fn metrics(&self) -> &[String] {
