@@ -9,7 +9,10 @@ use super::{
     lock,
     signature::{Verdict, verify},
 };
-use crate::{store::NewNotice, util::secret::ExposeSecret};
+use crate::{
+    store::NewNotice,
+    util::{secret::ExposeSecret, text::one_line},
+};
 
 /// What became of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,11 +66,11 @@ impl Prompts {
     /// See [`Refusal`]: nothing was changed.
     pub async fn hear(&self, signature: Option<&str>, body: &[u8]) -> Result<Taken, Refusal> {
         let connection = self.sender(signature.unwrap_or_default(), body)?;
-        let envelope: Envelope = serde_json::from_slice(body).map_err(|error| Refusal::Malformed(error.to_string()))?;
+        let envelope: Envelope = serde_json::from_slice(body).map_err(|error| Refusal::Malformed(one_line(&error.to_string(), 200)))?;
         if envelope.kind != PROMPT {
             return Ok(Taken::Ignored);
         }
-        let event: Event = serde_json::from_slice(body).map_err(|error| Refusal::Malformed(error.to_string()))?;
+        let event: Event = serde_json::from_slice(body).map_err(|error| Refusal::Malformed(one_line(&error.to_string(), 200)))?;
         let id = envelope.id.filter(|id| (1..=200).contains(&id.len())).ok_or_else(|| Refusal::Malformed("it has no id".to_owned()))?;
         let monitors = self.monitors(connection, &event.prompt.name);
         let at = self.0.clock.now();
@@ -82,7 +85,14 @@ impl Prompts {
         }
         self.expire();
         self.0.outbox.send_replace(());
-        tracing::info!(connection, prompt = %event.prompt.name, version = event.prompt.version, action = %event.action, ?monitors, "a prompt has changed in Langfuse");
+        tracing::info!(
+            connection,
+            prompt = one_line(&event.prompt.name, 255),
+            version = event.prompt.version,
+            action = one_line(&event.action, 40),
+            ?monitors,
+            "a prompt has changed in Langfuse"
+        );
         if let Some(url) = self.0.projects.get(connection).and_then(|project| project.connection.notify_url.clone()) {
             self.send(Errand::Call { url, body: event.body(connection, &id, &monitors) });
         }

@@ -1,8 +1,8 @@
 //! What goes on beside runs and requests: looks ahead of time, and calls of `notify_url`.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
@@ -37,45 +37,42 @@ impl Keeper {
         Self { prompts, http, errands }
     }
 
-    /// Until `stop` says so.
-    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+    /// Until `stop` says so. Nothing here waits for anything else here: a prompt that hangs holds no other one up.
+    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+        let Self { prompts, http, mut errands } = self;
+        let mut under_way = BTreeSet::new();
+        let (mut looks, mut calls) = (FuturesUnordered::new(), FuturesUnordered::new());
         loop {
-            let errand = tokio::select! {
+            for prompt in prompts.due() {
+                if under_way.len() < AT_ONCE && under_way.insert(prompt.clone()) {
+                    looks.push(async {
+                        // What it found is in memory and in the log.
+                        let _ = prompts.look(&prompt).await;
+                        prompt
+                    });
+                }
+            }
+            tokio::select! {
                 // A sender that is gone asks for the same.
                 _ = stop.wait_for(|stop| *stop) => return,
-                errand = self.errands.recv() => errand,
-                () = tokio::time::sleep(ROUND) => Some(Errand::Look),
-            };
-            let work = async {
-                match errand {
-                    Some(Errand::Call { url, body }) => self.call(&url, &body).await,
-                    Some(Errand::Look) => self.look().await,
-                    None => {}
+                Some(prompt) = looks.next() => {
+                    under_way.remove(&prompt);
                 }
-            };
-            tokio::select! {
-                () = work => {}
-                _ = stop.wait_for(|stop| *stop) => return,
+                Some(()) = calls.next() => {}
+                errand = errands.recv() => if let Some(Errand::Call { url, body }) = errand {
+                    calls.push(call(&http, url, body));
+                },
+                () = tokio::time::sleep(ROUND) => {}
             }
         }
     }
+}
 
-    async fn look(&self) {
-        let due = self.prompts.due();
-        stream::iter(due)
-            .for_each_concurrent(AT_ONCE, |prompt| async move {
-                // What it found is in memory and in the log.
-                let _ = self.prompts.look(&prompt).await;
-            })
-            .await;
-    }
-
-    /// Best effort: what has to arrive goes through an outbox.
-    async fn call(&self, url: &SecretString, body: &Value) {
-        let sent = self.http.send(|| self.http.client.post(url.expose_secret()).json(body), |_| Ok(())).await;
-        if let Err(error) = sent {
-            // The address may hold a secret.
-            tracing::warn!(%error, "`notify_url` of a Langfuse connection could not be called");
-        }
+/// Best effort: what has to arrive goes through an outbox.
+async fn call(http: &Http, url: SecretString, body: Value) {
+    let sent = http.send(|| http.client.post(url.expose_secret()).json(&body), |_| Ok(())).await;
+    if let Err(error) = sent {
+        // The address may hold a secret.
+        tracing::warn!(%error, "`notify_url` of a Langfuse connection could not be called");
     }
 }

@@ -18,6 +18,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -41,6 +42,9 @@ use crate::{
 const TTL_US: i64 = 60_000_000;
 /// After a look that failed, while there is something to judge with.
 const RETRY_US: i64 = 5_000_000;
+
+/// How long who asks waits for what was read to be kept.
+const STORE: Duration = Duration::from_secs(2);
 
 /// Which metric of which monitor judges with a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -173,7 +177,12 @@ impl Prompts {
                 Ok(kept) => (Some(PromptVersion::clone(&kept)), None),
                 Err(fault) => (None, Some(fault)),
             };
-            PromptRow { prompt, kept, fault, fetched_us: self.now_us() }
+            // When it was read: long ago, where Langfuse does not answer now.
+            let stored = match &self.0.store {
+                Some(store) => store.prompt(&prompt).await.ok().flatten(),
+                None => None,
+            };
+            PromptRow { prompt, kept, fault, fetched_us: stored.map_or_else(|| self.now_us(), |row| row.fetched_us) }
         });
         futures_util::future::join_all(looks).await
     }
@@ -239,20 +248,28 @@ impl Prompts {
                     tracing::warn!(prompt = %prompt, version = known.version, %error, "a prompt could not be read; the last one that could is judged with");
                     (Ok(Arc::clone(&known)), Some(known), None, RETRY_US)
                 }
-                (None, None) => return Err(format!("the prompt `{prompt}` could not be read, and none was read before: {error}")),
+                (None, None) => {
+                    // The next run asks at once; looks ahead of time need not.
+                    lock(&entry.state).fresh_until_us = self.now_us() + RETRY_US;
+                    return Err(format!("the prompt `{prompt}` could not be read, and none was read before: {error}"));
+                }
             },
         };
         let now_us = self.now_us();
+        {
+            let mut state = lock(&entry.state);
+            let unchanged = state.generation == before.generation;
+            let fresh_until_us = if unchanged { now_us + fresh_us } else { 0 };
+            *state = State { kept, fault: fault.clone(), fresh_until_us, generation: state.generation, changed: !unchanged };
+        }
         if fresh_us == TTL_US
             && let Some(store) = &self.0.store
         {
             let kept = answer.as_ref().ok().map(|kept| PromptVersion::clone(kept));
-            // A store that has closed ends with the process.
-            let _ = store.keep_prompt(PromptRow { prompt: prompt.clone(), kept, fault: fault.clone(), fetched_us: now_us }).await;
+            let row = PromptRow { prompt: prompt.clone(), kept, fault, fetched_us: now_us };
+            // While the store refuses writes this one stays queued; who asks need not wait for it.
+            let _ = tokio::time::timeout(STORE, store.keep_prompt(row)).await;
         }
-        let mut state = lock(&entry.state);
-        let unchanged = state.generation == before.generation;
-        *state = State { kept, fault, fresh_until_us: if unchanged { now_us + fresh_us } else { 0 }, generation: state.generation, changed: !unchanged };
         answer
     }
 

@@ -1,5 +1,8 @@
 //! Prompts kept in Langfuse: what a run judges with, and that nobody but Langfuse can make it judge with another.
 
+use std::sync::{Arc, Mutex};
+
+use axum::{Json, Router, routing::post};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -122,15 +125,26 @@ async fn what_is_forged_stale_replayed_or_too_large_changes_nothing() {
 
 #[tokio::test]
 async fn an_event_taken_before_a_kill_is_a_replay_after_it() {
-    let site = site(quick()).await;
+    let mut site = site(quick()).await;
+    let told: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let (keep, listener) = (Arc::clone(&told), tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
+    site.settings["connections"]["langfuse"]["default"]["notify_url"] = json!(format!("http://{}/told", listener.local_addr().unwrap()));
+    site.save();
+    let router = Router::new().route("/told", post(async move |Json(body): Json<Value>| keep.lock().unwrap().push(body)));
+    let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     let daemon = site.daemon().await;
     let body = prompt_event("evt-1", "judge", 2).to_string();
     let header = signature(WEBHOOK_SECRET, now(), body.as_bytes());
     assert_eq!(hook(&site, Some(&header), body.as_bytes()).await, 202);
+    site.wait("a call of notify_url", async || !told.lock().unwrap().is_empty()).await;
+    let call = told.lock().unwrap()[0].clone();
+    assert_eq!((&call["event"], &call["prompt"], &call["version"], &call["monitors"]), (&json!("prompt-changed"), &json!("judge"), &json!(2), &json!(["m"])));
     daemon.kill9().await;
     let _daemon = site.daemon().await;
     assert_eq!(hook(&site, Some(&header), body.as_bytes()).await, 400);
     site.until("the message, once", |world| world.slack.messages().len() == 1).await;
+    assert_eq!(told.lock().unwrap().len(), 1);
+    server.abort();
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@
 //! where the item comes from elsewhere and has no trace in Langfuse. Every id is derived from what it stands for, so that
 //! a repeat changes nothing. v3 numbers its links itself: there the run is read before it is added to.
 
+mod spans;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -19,9 +21,10 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 
+use self::spans::input;
 use super::{Body, Sender, row_error, sink_error};
 use crate::{
-    connections::{Dialect, Langfuse, attribute},
+    connections::{self, Dialect, Langfuse},
     model::{About, Item},
     sinks::{BuildError, Delivery, RowError, Runs, SinkError},
     util::{
@@ -185,8 +188,8 @@ impl Experiment {
             places.push(place.ok());
         }
         self.put_items(&places, &mut answers).await?;
-        let sound = |answers: &[Result<(), RowError>]| -> Vec<usize> { (0..answers.len()).filter(|at| answers[*at].is_ok()).collect() };
-        let some: Vec<(usize, &Place<'_>)> = sound(&answers).into_iter().filter_map(|at| Some((at, places[at].as_ref()?))).collect();
+        let sound = places.iter().enumerate().filter(|(at, _)| answers[*at].is_ok());
+        let some: Vec<(usize, &Place<'_>)> = sound.filter_map(|(at, place)| Some((at, place.as_ref()?))).collect();
         let experiment_of = |project: &str, place: &Place<'_>| experiment_id(project, &dataset_id, &place.run_name);
         let project = self.project.get_or_try_init(|| self.langfuse.project_id()).await.map_err(|error| sink_error(&error))?;
         self.put_spans(&some, &dataset_id, |place| experiment_of(project, place)).await?;
@@ -216,7 +219,7 @@ impl Experiment {
         change(sent.runs.entry(name.to_owned()).or_default())
     }
 
-    /// Makes the dataset, or finds it: the same request.
+    /// Of the dataset, which is made where it is missing.
     async fn dataset_id(&self) -> Result<String, SinkError> {
         #[derive(Deserialize)]
         struct Dataset {
@@ -227,7 +230,7 @@ impl Experiment {
             return Ok(id.clone());
         }
         let http = self.langfuse.http();
-        let path = format!("/v2/datasets/{}", crate::connections::segment(&self.config.dataset));
+        let path = format!("/v2/datasets/{}", connections::segment(&self.config.dataset));
         let found = http.attempt(self.langfuse.request(Method::GET, &path)).await;
         let answer = match found {
             // Made only where it is missing: making it again would empty its description.
@@ -351,50 +354,6 @@ impl Experiment {
 
     async fn export(&self, spans: &[Value]) -> Result<(), SinkError> {
         self.langfuse.http().attempt(self.langfuse.spans(spans)).await.map(drop).map_err(|error| sink_error(&error))
-    }
-
-    /// The item's run and, within it, the task: what the product did. At the product's own time, which is the same whenever
-    /// it is sent.
-    fn spans(&self, place: &Place<'_>, spans: &Spans, dataset_id: &str, experiment: &str) -> [Value; 2] {
-        let (item, config) = (place.item, &self.config);
-        let begin = item.trace.timestamp.as_nanosecond();
-        #[expect(clippy::cast_possible_truncation, reason = "a latency in milliseconds")]
-        let took = item.trace.latency_ms.filter(|latency| latency.is_finite() && *latency >= 1.0).map_or(1, |latency| latency.min(1e12) as i128);
-        let metadata = self.run_metadata(item).to_string();
-        let of_item = json!({ "item_id": item.trace.id, "url": item.trace.url, "metadata": item.case.metadata }).to_string();
-        let mut attributes = vec![
-            attribute("langfuse.environment", ENVIRONMENT),
-            attribute("langfuse.trace.name", item.trace.name.as_deref().unwrap_or("experiment-item-run")),
-            attribute("langfuse.trace.metadata.source_trace_id", &item.trace.id),
-            attribute("langfuse.experiment.id", experiment),
-            attribute("langfuse.experiment.name", &place.run_name),
-            attribute("langfuse.experiment.metadata", &metadata),
-            attribute("langfuse.experiment.dataset.id", dataset_id),
-            attribute("langfuse.experiment.item.id", &place.item_id),
-            attribute("langfuse.experiment.item.metadata", &of_item),
-            attribute("langfuse.experiment.item.root_observation_id", &spans.task),
-            attribute("langfuse.observation.input", &input(item).to_string()),
-            attribute("langfuse.observation.output", &item.case.output),
-        ];
-        if !item.about.description.is_empty() {
-            attributes.push(attribute("langfuse.experiment.description", &item.about.description));
-        }
-        if !item.case.expected.is_empty() {
-            attributes.push(attribute("langfuse.experiment.item.expected_output", &item.case.expected));
-        }
-        if !config.tags.is_empty() {
-            let tags: Vec<Value> = config.tags.iter().map(|tag| json!({ "stringValue": tag })).collect();
-            attributes.push(json!({ "key": "langfuse.trace.tags", "value": { "arrayValue": { "values": tags } } }));
-        }
-        let span = |id: &str, name: &str| {
-            json!({
-                "traceId": place.trace_id, "spanId": id, "name": name, "kind": 1, "startTimeUnixNano": begin.to_string(),
-                "endTimeUnixNano": (begin + took * 1_000_000).to_string(), "attributes": attributes, "status": { "code": 1 },
-            })
-        };
-        let mut task = span(&spans.task, "experiment-item-task");
-        task["parentSpanId"] = json!(spans.root);
-        [span(&spans.root, "experiment-item-run"), task]
     }
 
     fn run_metadata(&self, item: &Item) -> Value {
@@ -545,11 +504,6 @@ impl Experiment {
 struct Link {
     dataset_run_id: String,
     dataset_item_id: String,
-}
-
-/// The question alone, or with what its answer had to rest on.
-fn input(item: &Item) -> Value {
-    if item.case.context.is_empty() { json!(item.case.input) } else { json!({ "input": item.case.input, "context": item.case.context }) }
 }
 
 #[cfg(test)]
