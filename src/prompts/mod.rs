@@ -1,6 +1,6 @@
 //! Prompts that Langfuse keeps: read, cached, and read anew when Langfuse says that one has changed.
 //!
-//! What a judge gets ([`Prompts::current`]) comes from memory. [`Keeper`] looks at every prompt in use once a minute, so
+//! What a judge gets ([`metrics::Prompts::current`]) comes from memory. [`Keeper`] looks at every prompt in use once a minute, so
 //! memory is at most that old even where no webhook reaches us; a webhook ([`hook`]) makes everything stale at once, and
 //! whoever asks next waits for a fresh look. While Langfuse does not answer, the last version that could be read is judged
 //! with, from memory or from the store. That there is no such prompt is no such failure but a fault of the settings, or of
