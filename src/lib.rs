@@ -24,6 +24,7 @@
 //! - An item has one row in the ledger. It is drawn or not drawn once; a crash or a deferral never draws anew.
 //! - A paid answer is on disk (`synchronous=FULL`) before its item counts as judged, and before anything is sent.
 //! - A failed judgement is an outcome with a reason, never a number.
+//! - A run is judged by one version of each prompt, read when it starts ([`prompts`]); the revision of its scores is that text's.
 //! - While the store refuses writes no model is called: an answer that cannot be kept would be paid for twice.
 //! - One process writes a state folder ([`store::lock`]); any number read it. The sealed secrets alone are written by
 //!   `assayd secrets`, in a table that no daemon writes.
@@ -71,6 +72,7 @@ pub mod gateway;
 pub mod metrics;
 pub mod model;
 pub mod pipeline;
+pub mod prompts;
 pub mod providers;
 pub mod schedule;
 pub mod sinks;

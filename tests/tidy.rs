@@ -7,18 +7,35 @@ use std::{
 };
 
 /// What a folder of src/ may use, beside itself. Single edges beyond this are in [`ALSO`].
-const MAY_USE: [(&str, &[&str]); 19] = [
+const MAY_USE: [(&str, &[&str]); 20] = [
     ("main", &["cli"]),
     ("cli", &["daemon", "config", "control", OPEN]),
     (
         "daemon",
-        &["web", "config", "pipeline", "control", "schedule", "alerting", "connections", "sources", "metrics", "gateway", "providers", "sinks", "store", OPEN],
+        &[
+            "web",
+            "config",
+            "pipeline",
+            "control",
+            "schedule",
+            "alerting",
+            "connections",
+            "sources",
+            "metrics",
+            "prompts",
+            "gateway",
+            "providers",
+            "sinks",
+            "store",
+            OPEN,
+        ],
     ),
-    ("web", &["control", "providers", "store", OPEN]),
+    ("web", &["control", "prompts", "providers", "store", OPEN]),
     ("config", &["schedule", "alerting", "connections", "sources", "metrics", "providers", "sinks", "store", OPEN]),
     ("pipeline", &["schedule", "alerting", "config", "connections", "sources", "metrics", "providers", "sinks", "store", OPEN]),
     ("sources", &["connections", OPEN]),
     ("metrics", &["providers", OPEN]),
+    ("prompts", &["connections", "metrics", "schedule", "store", OPEN]),
     ("gateway", &["connections", "providers", "store", "schedule", OPEN]),
     ("providers", &[OPEN]),
     ("sinks", &["connections", OPEN]),
@@ -33,11 +50,12 @@ const MAY_USE: [(&str, &[&str]); 19] = [
 ];
 
 /// Edges that the map does not have, each with its reason.
-const ALSO: [(&str, &str, &str); 5] = [
+const ALSO: [(&str, &str, &str); 6] = [
     ("cli", "store", "commands that only read work beside a running daemon, on the store itself"),
     ("cli", "schedule", "`next` and `status` show the plan, which is pure"),
     ("cli", "pipeline", "`once` shows a run's progress, `validate --live` probes a monitor as the daemon would build it"),
     ("cli", "providers", "`infer` speaks of questions and replies, as the contract does"),
+    ("cli", "prompts", "`prompts list` shows which monitors judge with which prompts"),
     ("store", "sinks", "the outbox keeps what the sinks' contract calls a `Delivery`"),
 ];
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{AlertEventKind, AlertState},
+    model::{AlertEventKind, AlertState, PromptUse},
     util::duration::Human,
 };
 
@@ -62,6 +62,30 @@ pub struct AlertMemory {
     pub firings: u64,
     /// The run that was counted last.
     pub last_run: Option<String>,
+    /// The prompt that people know of: of the last message, or the first that was judged with.
+    pub prompt: Option<PromptUse>,
+}
+
+impl AlertMemory {
+    /// What a message has to say of the prompt that is judged with now: `prompt judge v7 -> v8`. To be asked before the
+    /// message, which makes it known.
+    #[must_use]
+    pub fn prompt_changed(&self, now: Option<&PromptUse>) -> Option<String> {
+        let (before, now) = (self.prompt.as_ref()?, now?);
+        if before == now {
+            return None;
+        }
+        Some(if before.name == now.name { format!("prompt {} v{} -> v{}", now.name, before.version, now.version) } else { format!("prompt {before} -> {now}") })
+    }
+
+    /// The prompt of this evaluation: known from the first one, or once people are told.
+    pub fn see_prompt(&mut self, now: Option<&PromptUse>, told: bool) {
+        if (told || self.prompt.is_none())
+            && let Some(now) = now
+        {
+            self.prompt = Some(now.clone());
+        }
+    }
 }
 
 /// What an evaluation led to.
@@ -304,6 +328,21 @@ mod tests {
     use Observed::{Breached, Error, Insufficient, NoData};
 
     #[test]
+    fn a_changed_prompt_is_told_once() {
+        let v = |version| Some(PromptUse { name: "judge".to_owned(), version });
+        let mut memory = AlertMemory::default();
+        assert_eq!(memory.prompt_changed(v(7).as_ref()), None, "the first one is no change");
+        memory.see_prompt(v(7).as_ref(), false);
+        memory.see_prompt(v(8).as_ref(), false);
+        memory.see_prompt(None, true);
+        assert_eq!(memory.prompt_changed(v(9).as_ref()).as_deref(), Some("prompt judge v7 -> v9"));
+        memory.see_prompt(v(9).as_ref(), true);
+        assert_eq!(memory.prompt_changed(v(9).as_ref()), None);
+        let other = PromptUse { name: "tone".to_owned(), version: 1 };
+        assert_eq!(memory.prompt_changed(Some(&other)).as_deref(), Some("prompt judge v9 -> tone v1"));
+    }
+
+    #[test]
     fn two_runs_in_a_row_fire_and_one_good_run_resolves() {
         let few = Insufficient { n: 3, need: 30 };
         let seen = [
@@ -429,6 +468,7 @@ mod tests {
                         open = true;
                     }
                     Verdict::Notify(AlertEventKind::Repeat, _) => prop_assert!(open && observed == Breached(true)),
+                    Verdict::Notify(AlertEventKind::Notice, _) => prop_assert!(false, "an alert is over or under way"),
                     Verdict::Notify(AlertEventKind::Resolved, _) => {
                         prop_assert!(open && observed == Breached(false));
                         open = false;

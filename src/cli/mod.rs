@@ -9,6 +9,7 @@ mod logs;
 mod models;
 mod next;
 mod once;
+mod prompts;
 mod run;
 mod secrets;
 mod status;
@@ -79,6 +80,11 @@ enum Command {
     Models(models::Arguments),
     /// What models were asked for and what it cost
     Usage(usage::Arguments),
+    /// Prompts that judges read from Langfuse
+    Prompts {
+        #[command(subcommand)]
+        action: prompts::Action,
+    },
     /// Keys that settings name `secret:NAME`, sealed in the store under a master key
     Secrets {
         #[command(subcommand)]
@@ -177,6 +183,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Infer(arguments) => infer::infer(&overrides, &arguments),
         Command::Models(arguments) => models::models(&overrides, &arguments),
         Command::Usage(arguments) => usage::usage(&overrides, &arguments),
+        Command::Prompts { action } => prompts::prompts(&overrides, action),
         Command::Secrets { action } => secrets::secrets(&overrides, action),
         Command::Healthcheck => status::healthcheck(&overrides),
         Command::Schema { of } => {
@@ -233,6 +240,23 @@ fn print(text: &str) -> Result<(), Failure> {
 /// The runtime of a short command: one thread does.
 fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}
+
+/// Beside a daemon, the daemon does it: one process writes.
+async fn daemon_answer<T: serde::de::DeserializeOwned>(settings: &Settings, address: &str, path: &str, request: &impl serde::Serialize) -> Result<T, Failure> {
+    use crate::util::{secret::ExposeSecret, text::one_line};
+    let http = reqwest::Client::builder().no_proxy().build().map_err(anyhow::Error::from)?;
+    let mut call = http.post(format!("http://{address}{path}")).json(request);
+    if let Some(auth) = &settings.auth {
+        call = call.bearer_auth(auth.token.expose_secret());
+    }
+    let answer = call.send().await.map_err(|error| anyhow::Error::new(error).context("asking the daemon"))?;
+    let status = answer.status();
+    let body = answer.bytes().await.map_err(anyhow::Error::from)?;
+    if !status.is_success() {
+        return Err(Failure::Error(anyhow::anyhow!("the daemon refused: {}", one_line(&String::from_utf8_lossy(&body), 300))));
+    }
+    Ok(serde_json::from_slice(&body).map_err(|error| anyhow::Error::new(error).context("reading the daemon's answer"))?)
 }
 
 /// A table with a header, sized to the terminal.

@@ -4,7 +4,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::{Failure, Format, Overrides, block_on, logs, monitor, print, settings, table};
+use super::{Failure, Format, Overrides, block_on, daemon_answer, logs, monitor, print, settings, table};
 use crate::{
     config::Settings,
     control::RunRequest,
@@ -46,7 +46,10 @@ pub(super) fn once(overrides: &Overrides, arguments: Arguments) -> Result<(), Fa
             drop(lock);
             report
         }
-        Err(LockError::Held(_, Holder { listen: Some(address), .. })) => block_on(by_daemon(&settings, &address, &arguments.monitor, &request))?,
+        Err(LockError::Held(_, Holder { listen: Some(address), .. })) => {
+            let path = format!("/api/v1/monitors/{}/runs", arguments.monitor);
+            block_on(daemon_answer(&settings, &address, &path, &request))?
+        }
         Err(error) => return Err(Failure::Usage(error.to_string())),
     };
     match arguments.format {
@@ -86,23 +89,6 @@ async fn watched(settings: Settings, spec: std::sync::Arc<crate::config::Monitor
             }
         }
     }
-}
-
-/// Beside a daemon, the daemon does it: one process writes.
-async fn by_daemon(settings: &Settings, address: &str, monitor: &str, request: &RunRequest) -> Result<RunReport, Failure> {
-    let http = reqwest::Client::builder().no_proxy().build().map_err(anyhow::Error::from)?;
-    let mut call = http.post(format!("http://{address}/api/v1/monitors/{monitor}/runs")).json(request);
-    if let Some(auth) = &settings.auth {
-        use crate::util::secret::ExposeSecret;
-        call = call.bearer_auth(auth.token.expose_secret());
-    }
-    let answer = call.send().await.map_err(|error| anyhow::Error::new(error).context("asking the daemon"))?;
-    let status = answer.status();
-    let body = answer.bytes().await.map_err(anyhow::Error::from)?;
-    if !status.is_success() {
-        return Err(Failure::Error(anyhow::anyhow!("the daemon refused: {}", crate::util::text::one_line(&String::from_utf8_lossy(&body), 300))));
-    }
-    Ok(serde_json::from_slice(&body).map_err(|error| anyhow::Error::new(error).context("reading the daemon's answer"))?)
 }
 
 fn render(report: &RunReport) -> String {

@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -102,7 +103,13 @@ async fn live(settings: &Settings, loaded: &Loaded) -> Result<bool, Failure> {
     for name in settings.providers.keys() {
         tell(format!("provider {name}"), gateway.probe(name).await.map(|_| "answers".to_owned()).map_err(|error| error.to_string()));
     }
-    let env = crate::pipeline::BuildEnv { connections: &settings.connections, http: &http, models: &gateway, base_dir: &settings.base_dir };
+    let prompts = wire::prompts(settings, &http);
+    for prompt in wire::uses(loaded.monitors.values()).into_iter().map(|one| one.prompt).collect::<BTreeSet<_>>() {
+        tell(format!("prompt {prompt}"), prompts.current(&prompt).await.map(|kept| format!("v{}", kept.version)));
+    }
+    let runs = wire::no_runs();
+    let base_dir = &settings.base_dir;
+    let env = crate::pipeline::BuildEnv { connections: &settings.connections, http: &http, models: &gateway, prompts: &prompts, runs: &runs, base_dir };
     for (name, spec) in &loaded.monitors {
         let monitor = crate::pipeline::Monitor::build(std::sync::Arc::clone(spec), &env)?;
         tell(format!("monitor {name}, source"), monitor.probe().await.map_err(|error| format!("{error:#}")));

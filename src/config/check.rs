@@ -1,6 +1,7 @@
 //! Tree -> monitor, with every fault of it. Pure: plug-ins are built once to see whether they can be, and dropped.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, LazyLock},
 };
@@ -11,10 +12,12 @@ use super::{
 };
 use crate::{
     alerting::Condition,
-    metrics::{MetricBuildCx, MetricKind},
+    connections::LangfuseConnection,
+    metrics::{MetricBuildCx, MetricKind, Prompts},
+    model::{PromptRef, PromptVersion},
     providers::{CallCx, CallError, Model, Models, Question, Reply},
     schedule::plan::{Plan, ScheduleSpec},
-    sinks::{SinkConfig, SinkCx, SinkKind},
+    sinks::{NoRuns, Runs, SinkConfig, SinkCx, SinkKind},
     sources::{SourceCx, SourceKind},
     util::{
         backoff::Policy,
@@ -49,7 +52,7 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         .map_or_else(|| Some(SamplingSpec::default()), |section| section.read(faults).inspect(|spec| sampling(spec, &section.node, faults)));
     let evaluation = file.evaluation.as_ref().map_or_else(|| Some(super::EvaluationSpec::default()), |section| section.read(faults));
     let metrics = metrics(&file.metrics.unwrap_or_default(), tree, settings, faults);
-    let publish = publish(&file.publish.unwrap_or_default(), settings, faults);
+    let publish = publish(&file.publish.unwrap_or_default(), &metrics, settings, faults);
     let alerts = alerts(&file.alerts.unwrap_or_default(), &metrics, settings, faults);
     if faults.len() > before {
         return None;
@@ -231,6 +234,21 @@ impl Models for Names<'_> {
     }
 }
 
+/// The connections by name, for checking: asks nobody.
+#[derive(Debug)]
+struct Kept(BTreeMap<String, LangfuseConnection>);
+
+#[async_trait::async_trait]
+impl Prompts for Kept {
+    fn check(&self, prompt: &PromptRef) -> Result<(), String> {
+        crate::connections::find("langfuse", &self.0, &prompt.connection).map(drop)
+    }
+
+    async fn current(&self, _: &PromptRef) -> Result<Arc<PromptVersion>, String> {
+        Err("a prompt that is only being checked is not read".to_owned())
+    }
+}
+
 fn metrics(nodes: &[Node], tree: &Node, settings: &Settings, faults: &mut Vec<Fault>) -> Vec<MetricSpec> {
     if let Some(Node { at, value: Value::Seq(items), .. }) = tree.get("metrics")
         && items.is_empty()
@@ -238,7 +256,8 @@ fn metrics(nodes: &[Node], tree: &Node, settings: &Settings, faults: &mut Vec<Fa
         faults.push(Fault::new(at, "a monitor needs at least one metric"));
     }
     let models = Names(settings);
-    let cx = MetricBuildCx { models: &models };
+    let prompts: Arc<dyn Prompts> = Arc::new(Kept(settings.connections.langfuse.clone()));
+    let cx = MetricBuildCx { models: &models, prompts: &prompts };
     let mut metrics: Vec<MetricSpec> = Vec::with_capacity(nodes.len());
     for node in nodes {
         let common: Option<MetricCommon> = yaml::read(&only(node, &METRIC_COMMON), faults);
@@ -292,13 +311,19 @@ fn made_of_others(metrics: &[MetricSpec], nodes: &[Node], faults: &mut Vec<Fault
     }
 }
 
-fn publish(nodes: &[Node], settings: &Settings, faults: &mut Vec<Fault>) -> Vec<Arc<dyn SinkConfig>> {
-    let cx = SinkCx { connections: &settings.connections, http: &CLIENT, base_dir: &settings.base_dir };
+fn publish(nodes: &[Node], metrics: &[MetricSpec], settings: &Settings, faults: &mut Vec<Fault>) -> Vec<Arc<dyn SinkConfig>> {
+    let runs: Arc<dyn Runs> = Arc::new(NoRuns);
+    let cx = SinkCx { connections: &settings.connections, http: &CLIENT, base_dir: &settings.base_dir, runs: &runs };
     let mut sinks: Vec<Arc<dyn SinkConfig>> = Vec::with_capacity(nodes.len());
     for node in nodes {
         let Some((_, config)) = plugin::read_block(node, &[], inventory::iter::<SinkKind>().collect(), "sink", faults) else { continue };
         if let Err(error) = config.build(&cx) {
             faults.push(unbuildable(node, &error));
+        }
+        for name in config.metrics().iter().filter(|name| metrics.iter().all(|known| known.name != **name)) {
+            let hint = crate::util::text::nearest(name, metrics.iter().map(|known| known.name.as_str()));
+            let hint = hint.map(|hint| format!(", did you mean `{hint}`?")).unwrap_or_default();
+            faults.push(Fault::new(place(node, "metrics"), format!("the monitor has no metric `{name}`{hint}")));
         }
         if sinks.iter().any(|known| known.queue() == config.queue()) {
             faults.push(Fault::new(&node.at, format!("the monitor publishes to `{}` twice", config.queue())));

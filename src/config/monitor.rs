@@ -161,7 +161,6 @@ impl ExtractSpec {
     }
 }
 
-
 /// Regexes of one step, by the step's text they are matched against: `input` or `output`.
 pub type StepPatterns = BTreeMap<String, String>;
 

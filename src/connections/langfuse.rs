@@ -3,6 +3,7 @@ use std::sync::Arc;
 use reqwest::{Method, RequestBuilder};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use crate::util::{
@@ -24,10 +25,30 @@ pub struct LangfuseConnection {
     /// `lf-whsec_...`: checks prompt webhooks.
     #[schemars(with = "Option<String>")]
     pub webhook_secret: Option<SecretString>,
+    /// Called (POST, JSON) when a prompt webhook was taken; it may hold a secret.
+    #[schemars(with = "Option<String>")]
+    pub notify_url: Option<SecretString>,
 }
 
 fn default_base_url() -> String {
     "https://cloud.langfuse.com".to_owned()
+}
+
+/// An attribute of a span.
+#[must_use]
+pub fn attribute(key: &str, value: &str) -> Value {
+    json!({ "key": key, "value": { "stringValue": value } })
+}
+
+/// A name as one segment of a path: a slash in it is no separator.
+#[must_use]
+pub fn segment(name: &str) -> String {
+    name.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+            byte => format!("%{byte:02X}"),
+        })
+        .collect()
 }
 
 /// Which reads a server offers.
@@ -69,6 +90,14 @@ impl Langfuse {
             .basic_auth(self.connection.public_key.expose_secret(), Some(self.connection.secret_key.expose_secret()))
             .header("x-langfuse-sdk-name", "assayd")
             .header("x-langfuse-sdk-version", env!("CARGO_PKG_VERSION"))
+    }
+
+    /// A request that hands over spans, in OTLP's JSON form (ids in hex, 64-bit integers as strings). Langfuse queues them;
+    /// its answer says no more than that.
+    pub fn spans(&self, spans: &[Value]) -> RequestBuilder {
+        let scope = json!({ "scope": { "name": "assayd", "version": env!("CARGO_PKG_VERSION") }, "spans": spans });
+        let body = json!({ "resourceSpans": [{ "resource": { "attributes": [attribute("service.name", "assayd")] }, "scopeSpans": [scope] }] });
+        self.request(Method::POST, "/otel/v1/traces").header("x-langfuse-ingestion-version", "4").json(&body)
     }
 
     /// Found by asking once; remembered for the life of the client. A failed probe is asked again.
@@ -120,5 +149,16 @@ impl Langfuse {
         }
         let projects: Projects = self.http.send(|| self.request(Method::GET, "/projects"), |answer| http::json(&answer)).await?;
         projects.data.into_iter().next().map(|project| project.id).ok_or_else(|| HttpError::NotJson("the answer names no project".to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_segment() {
+        assert_eq!(segment("team/judge v2"), "team%2Fjudge%20v2");
+        assert_eq!(segment("Ä?#%"), "%C3%84%3F%23%25");
     }
 }

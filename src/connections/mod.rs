@@ -7,7 +7,7 @@ mod slack;
 
 use std::collections::BTreeMap;
 
-pub use langfuse::{Dialect, Langfuse, LangfuseConnection};
+pub use langfuse::{Dialect, Langfuse, LangfuseConnection, attribute, segment};
 pub use postgres::PostgresConnection;
 use schemars::JsonSchema;
 use serde::Deserialize;

@@ -16,11 +16,11 @@ use crate::{
 /// # Errors
 /// When the store or the profile cannot be set up, or the call failed.
 pub async fn infer(settings: Settings, profile: &str, question: Question, mut tell: impl FnMut(&str) + Send) -> anyhow::Result<Reply> {
-    let (world, writer, runner) = World::open(Arc::new(settings), Arc::new(SystemClock)).await?;
+    let (world, hands) = World::open(Arc::new(settings), Arc::new(SystemClock)).await?;
     let model = world.gateway.model(profile).map_err(|message| anyhow::anyhow!(message))?;
     let mut tasks = Supervisor::default();
-    tasks.spawn("store", writer.run());
-    tasks.spawn("hooks", runner.run());
+    tasks.spawn("store", hands.writer.run());
+    tasks.spawn("hooks", hands.runner.run());
     let run_id = uuid::Uuid::now_v7().to_string();
     let cx = CallCx { monitor: "", metric: "", run_id: &run_id, item_id: "", budgets: &[] };
     let mut parts = model.stream(question, cx);

@@ -5,6 +5,7 @@ mod housekeeping;
 mod infer;
 mod monitors;
 mod once;
+mod prompts;
 mod reload;
 pub mod supervisor;
 mod watch;
@@ -41,6 +42,7 @@ use crate::{
 };
 pub use infer::infer;
 pub use once::once;
+pub use prompts::refresh_prompts;
 
 /// How long couriers get to send what is left when the daemon stops.
 const LAST_SENDING: Duration = Duration::from_secs(5);
@@ -59,15 +61,16 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let settings = Arc::new(settings);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let metrics = telemetry::start().context("setting up metrics")?;
-    let (world, writer, runner) = World::open(Arc::clone(&settings), Arc::clone(&clock)).await?;
+    let (world, hands) = World::open(Arc::clone(&settings), Arc::clone(&clock)).await?;
     let world = Arc::new(world);
 
     let mut core = Supervisor::default();
-    core.spawn("store", writer.run());
-    core.spawn("hooks", runner.run());
+    core.spawn("store", hands.writer.run());
+    core.spawn("hooks", hands.runner.run());
     let (control, mut commands) = Control::channel();
     let ready = Arc::new(AtomicBool::new(false));
     let (stop, stopped) = channel::channel(false);
+    core.spawn("prompts", hands.keeper.run(stopped.clone()));
     if let Some(address) = settings.listen {
         let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
         let (work, begun) = mpsc::unbounded_channel();
@@ -78,6 +81,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             ready: Arc::clone(&ready),
             token: settings.auth.as_ref().map(|auth| auth.token.clone()),
             models: Arc::clone(&world.gateway) as Arc<dyn crate::providers::Models>,
+            prompts: world.prompts.clone(),
             work,
         };
         core.spawn("streams", supervisor::each("stream", begun));

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     lateness, once,
     supervisor::{Ended, Supervisor},
-    wire::World,
+    wire::{self, World},
 };
 use crate::{
     config::{Change, Loaded, MonitorSpec, diff},
@@ -286,6 +286,7 @@ impl Monitors {
                 }
             }
         }
+        self.world.prompts.set_uses(wire::uses(self.active.values().map(|active| &active.spec)));
         let disabled = self.active.values().filter(|active| !active.spec.enabled).count();
         telemetry::monitors("active", self.active.len() - disabled);
         telemetry::monitors("disabled", disabled);

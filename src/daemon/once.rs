@@ -61,14 +61,16 @@ pub(super) fn new_order(
 /// When the store or the monitor cannot be set up; a run that failed is a report, not an error.
 pub async fn once(settings: Settings, spec: Arc<MonitorSpec>, request: RunRequest, progress: watch::Sender<Progress>) -> anyhow::Result<RunReport> {
     let patience = settings.retry.max_elapsed.max(Duration::from_secs(1));
-    let (world, writer, runner) = World::open(Arc::new(settings), Arc::new(SystemClock)).await?;
+    let (world, hands) = World::open(Arc::new(settings), Arc::new(SystemClock)).await?;
+    // Nothing is looked at ahead of time in a process that runs once.
+    drop(hands.keeper);
     let monitor = world.build(&spec)?;
     let queues = world.register(&monitor);
     let order = order(&world, &spec, &request, Some(progress))?;
 
     let mut tasks = Supervisor::default();
-    tasks.spawn("store", writer.run());
-    tasks.spawn("hooks", runner.run());
+    tasks.spawn("store", hands.writer.run());
+    tasks.spawn("hooks", hands.runner.run());
     let (stop, stopped) = watch::channel(false);
     let mut couriers = Supervisor::default();
     for queue in queues {

@@ -1,17 +1,23 @@
 //! Settings -> parts that work together. The only place that builds plug-ins for real.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow};
 use tokio::sync::watch;
 
 use crate::{
-    config::{HookSpec, HooksSpec, MonitorSpec, Settings},
+    config::{HookSpec, HooksSpec, MetricSpec, MonitorSpec, Settings},
     connections::Langfuse,
     gateway::{self, Gateway, GatewaySpec, Hook, Hooks, Keep, ProfileSpec, ProviderSpec, Runner, Shelf},
-    pipeline::{BuildEnv, Couriers, Monitor, Services},
-    schedule::clock::Clock,
-    sinks::slack::SlackNotifier,
+    metrics,
+    pipeline::{self, BuildEnv, Couriers, Monitor, Services},
+    prompts::{Keeper, Prompts, PromptsCx, Use},
+    schedule::clock::{Clock, SystemClock},
+    sinks::{NoRuns, Runs, slack::SlackNotifier},
     store::{Store, Writer},
     util::{http::Http, secret::ExposeSecret},
 };
@@ -22,15 +28,25 @@ pub struct World {
     pub services: Services,
     pub couriers: Arc<Couriers>,
     pub gateway: Arc<Gateway>,
+    pub prompts: Prompts,
     http: Http,
 }
 
+/// What the caller of [`World::open`] has to run.
+pub struct Hands {
+    pub writer: Writer,
+    /// Of hooks.
+    pub runner: Runner,
+    /// Where it is not run, prompts are looked at when they are needed.
+    pub keeper: Keeper,
+}
+
 impl World {
-    /// Opens the store and builds what all monitors share. The caller runs the writer, and the runner of hooks.
+    /// Opens the store and builds what all monitors share.
     ///
     /// # Errors
     /// When the store cannot be opened or a connection's settings cannot be used.
-    pub async fn open(settings: Arc<Settings>, clock: Arc<dyn Clock>) -> anyhow::Result<(Self, Writer, Runner)> {
+    pub async fn open(settings: Arc<Settings>, clock: Arc<dyn Clock>) -> anyhow::Result<(Self, Hands)> {
         let (store, writer) = Store::open(&settings.state).await?;
         let http = http(&settings)?;
         let (gateway, runner) = gateway(&settings, &http, Some(store.clone()), Arc::clone(&clock))?;
@@ -44,21 +60,63 @@ impl World {
         }
         let notify = settings.notify.clone().into();
         let services = Services { store, clock, outbox: Arc::new(watch::Sender::new(())), notify };
-        Ok((Self { settings, services, couriers, gateway, http }, writer, runner))
+        let (prompts, keeper) = Prompts::new(PromptsCx {
+            connections: &settings.connections.langfuse,
+            http: &http,
+            store: Some(services.store.clone()),
+            clock: Arc::clone(&services.clock),
+            routes: pipeline::routes(&[], &services.notify),
+            outbox: Arc::clone(&services.outbox),
+        });
+        Ok((Self { settings, services, couriers, gateway, prompts, http }, Hands { writer, runner, keeper }))
     }
 
     /// # Errors
     /// What `config::check` would have said.
     pub fn build(&self, spec: &Arc<MonitorSpec>) -> anyhow::Result<Arc<Monitor>> {
-        let env = BuildEnv { connections: &self.settings.connections, http: &self.http, models: &*self.gateway, base_dir: &self.settings.base_dir };
+        let prompts: Arc<dyn metrics::Prompts> = Arc::new(self.prompts.clone());
+        let runs: Arc<dyn Runs> = Arc::new(self.services.store.clone());
+        let env = BuildEnv {
+            connections: &self.settings.connections,
+            http: &self.http,
+            models: &*self.gateway,
+            prompts: &prompts,
+            runs: &runs,
+            base_dir: &self.settings.base_dir,
+        };
         Ok(Arc::new(Monitor::build(Arc::clone(spec), &env)?))
     }
 
-    /// Makes a monitor's sinks known; returns the queues that are new and want a courier.
+    /// Makes a monitor's sinks known, and to whom its judges' calls are told; returns the queues that are new and want a courier.
     #[must_use]
     pub fn register(&self, monitor: &Monitor) -> Vec<String> {
+        let traced: BTreeSet<&str> = monitor.spec.publish.iter().filter_map(|sink| sink.trace_calls()).collect();
+        let projects = traced.into_iter().filter_map(|name| self.settings.connections.langfuse.get(name));
+        self.gateway.trace_calls(&monitor.spec.name, projects.map(|project| Langfuse::new(project, self.http.clone())).collect());
         monitor.sinks.iter().filter(|(queue, sink)| self.couriers.set_sink(queue, Arc::clone(sink))).map(|(queue, _)| queue.clone()).collect()
     }
+}
+
+/// Which monitors judge with which prompts.
+pub fn uses<'a>(specs: impl IntoIterator<Item = &'a Arc<MonitorSpec>>) -> BTreeSet<Use> {
+    let of = |spec: &'a Arc<MonitorSpec>| {
+        let used = move |metric: &MetricSpec| Some(Use { monitor: spec.name.clone(), metric: metric.name.clone(), prompt: metric.config.prompt()? });
+        spec.metrics.iter().filter_map(used)
+    };
+    specs.into_iter().flat_map(of).collect()
+}
+
+/// Prompts for a probe: nothing is kept, nobody is told.
+#[must_use]
+pub fn prompts(settings: &Settings, http: &Http) -> Arc<dyn metrics::Prompts> {
+    let (outbox, clock) = (Arc::new(watch::Sender::new(())), Arc::new(SystemClock));
+    Arc::new(Prompts::new(PromptsCx { connections: &settings.connections.langfuse, http, store: None, clock, routes: Vec::new(), outbox }).0)
+}
+
+/// For a probe, which delivers nothing.
+#[must_use]
+pub fn no_runs() -> Arc<dyn Runs> {
+    Arc::new(NoRuns)
 }
 
 /// The one HTTP client.

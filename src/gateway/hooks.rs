@@ -2,7 +2,12 @@
 //! changes nothing, and none holds a call up. Calls are handed to the hooks through a bounded line; when the hooks
 //! cannot follow, events are dropped and counted.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -105,9 +110,26 @@ pub(super) struct Line {
     words: mpsc::Sender<Word>,
     /// [`LINE_BYTES`] of it.
     room: Arc<Semaphore>,
+    /// Hooks that a monitor has beside its profiles'.
+    of_monitors: Arc<RwLock<HashMap<String, Arc<[Hook]>>>>,
 }
 
 impl Line {
+    /// From now on, calls for a monitor are told to these too.
+    pub(super) fn set(&self, monitor: &str, hooks: Arc<[Hook]>) {
+        // Whole after every statement.
+        let mut of_monitors = self.of_monitors.write().unwrap_or_else(PoisonError::into_inner);
+        if hooks.is_empty() {
+            of_monitors.remove(monitor);
+        } else {
+            of_monitors.insert(monitor.to_owned(), hooks);
+        }
+    }
+
+    pub(super) fn of(&self, monitor: &str) -> Option<Arc<[Hook]>> {
+        self.of_monitors.read().unwrap_or_else(PoisonError::into_inner).get(monitor).cloned()
+    }
+
     pub(super) fn tell(&self, hooks: &Arc<[Hook]>, call: &Arc<Call>) {
         if hooks.is_empty() {
             return;
@@ -138,7 +160,7 @@ pub struct Runner {
 
 pub(super) fn line(store: Option<Store>) -> (Line, Runner) {
     let (sender, words) = mpsc::channel(LINE);
-    (Line { words: sender, room: Arc::new(Semaphore::new(LINE_BYTES)) }, Runner { words, store })
+    (Line { words: sender, room: Arc::new(Semaphore::new(LINE_BYTES)), of_monitors: Arc::default() }, Runner { words, store })
 }
 
 impl Runner {

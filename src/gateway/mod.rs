@@ -49,6 +49,7 @@ pub use self::{
     hooks::{Hook, Hooks, Runner},
 };
 use crate::{
+    connections::Langfuse,
     model::Budget,
     providers::{
         FallbackOn, Limits, Model, Models, Provider, ProviderError,
@@ -182,6 +183,11 @@ struct Shared {
 }
 
 impl Gateway {
+    /// Tells the calls made for a monitor to these projects, beside what its profiles' hooks do. None ends it.
+    pub fn trace_calls(&self, monitor: &str, projects: Vec<Langfuse>) {
+        self.line.set(monitor, projects.into_iter().map(Hook::Langfuse).collect());
+    }
+
     /// Touches neither network nor disk. The caller runs the runner, which the hooks hang on.
     ///
     /// # Errors

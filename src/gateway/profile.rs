@@ -146,7 +146,8 @@ impl Profile {
     }
 
     pub(super) fn tell_before(&self, request: &ChatRequest, cx: &CallCx<'_>) -> Option<Arc<Call>> {
-        let call = (!self.hooks.is_empty()).then(|| Arc::new(Call::new(self.clock.now(), cx, &self.name, &self.provider_name, request)))?;
+        let wanted = !self.hooks.is_empty() || self.line.of(cx.monitor).is_some();
+        let call = wanted.then(|| Arc::new(Call::new(self.clock.now(), cx, &self.name, &self.provider_name, request)))?;
         self.line.tell(&self.hooks.before, &call);
         Some(call)
     }
@@ -154,7 +155,11 @@ impl Profile {
     pub(super) fn tell_after(&self, told: Option<Arc<Call>>, took: Duration, cx: CallCx<'_>, outcome: &Result<Reply, CallError>) {
         self.tally.add(self.clock.now(), &self.provider_name, &self.model, cx.monitor, outcome);
         if let Some(call) = told {
-            self.line.tell(&self.hooks.after, &Arc::new(Arc::unwrap_or_clone(call).ended(took, outcome)));
+            let call = Arc::new(Arc::unwrap_or_clone(call).ended(took, outcome));
+            self.line.tell(&self.hooks.after, &call);
+            if let Some(hooks) = self.line.of(cx.monitor) {
+                self.line.tell(&hooks, &call);
+            }
         }
     }
 

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::util::plugin::BuildError;
 use crate::{
-    model::{Case, Outcome, Usage},
+    model::{Case, Outcome, PromptRef, PromptUse, PromptVersion, Usage},
     providers::{CallCx, Models},
     util::plugin::Kind,
 };
@@ -65,6 +65,11 @@ pub trait MetricConfig: Debug + Send + Sync {
     /// All that decides the verdict, in a stable form: the metric's revision is a hash of it.
     fn revision(&self, cx: &MetricBuildCx<'_>) -> String;
 
+    /// The prompt kept outside of the settings that the metric judges with.
+    fn prompt(&self) -> Option<PromptRef> {
+        None
+    }
+
     /// The templates and expressions in the settings, so that the loader knows whether they use observations.
     fn templates(&self) -> Vec<&str> {
         Vec::new()
@@ -80,6 +85,24 @@ pub enum Price {
 pub struct MetricBuildCx<'a> {
     /// Profiles by the name that `model:` gives.
     pub models: &'a dyn Models,
+    /// Prompts by what `prompt:` names.
+    pub prompts: &'a Arc<dyn Prompts>,
+}
+
+/// Prompts that are kept outside of the settings.
+#[async_trait]
+pub trait Prompts: Debug + Send + Sync {
+    /// Whether the settings say where the prompt is kept. Asks nobody.
+    ///
+    /// # Errors
+    /// A sentence naming the connections there are.
+    fn check(&self, prompt: &PromptRef) -> Result<(), String>;
+
+    /// The version to judge with now.
+    ///
+    /// # Errors
+    /// A sentence: there is no such prompt, or nobody who keeps it answers and none was read before.
+    async fn current(&self, prompt: &PromptRef) -> Result<Arc<PromptVersion>, String>;
 }
 
 /// What a metric is told about the item it judges.
@@ -157,10 +180,25 @@ pub trait Metric: Send + Sync {
     /// where the metric has a verdict of its own (a threshold, applied by the caller, replaces it).
     async fn judge(&self, cx: &MetricCx<'_>) -> Judgement;
 
+    /// What a run judges with, where that stands outside of the settings: asked once, when the run starts, so that all of
+    /// the run is judged by the same. `None`: the metric itself.
+    async fn pin(&self) -> Option<Pinned> {
+        None
+    }
+
     /// NUMERIC, BOOLEAN or CATEGORICAL, as Langfuse names them.
     fn data_type(&self) -> DataType {
         DataType::Numeric
     }
+}
+
+/// A metric for one run.
+pub struct Pinned {
+    pub metric: Arc<dyn Metric>,
+    /// In place of the settings' own [`MetricConfig::revision`].
+    pub revision: String,
+    /// `None` where there was nothing to judge with: then the metric defers every item.
+    pub prompt: Option<PromptUse>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -64,6 +64,8 @@ pub enum AlertEventKind {
     /// Still firing, said again after `repeat`.
     Repeat,
     Resolved,
+    /// Something that is not over or under way: it happened.
+    Notice,
 }
 
 /// What a person is told: everything a message needs, nothing rendered yet.

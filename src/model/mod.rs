@@ -8,6 +8,7 @@ mod budget;
 mod ids;
 mod item;
 mod outcome;
+mod prompt;
 mod run;
 mod trace;
 
@@ -16,5 +17,6 @@ pub use budget::{Budget, Per, nano_usd, usd};
 pub use ids::{BodyKey, ItemKey, content_hash, run_id, score_id, trace_id};
 pub use item::{About, Item, MetricAbout};
 pub use outcome::{Decision, ItemCounts, Outcome, Score, Usage, Wait};
+pub use prompt::{ChatTurn, PromptAt, PromptRef, PromptText, PromptUse, PromptVersion};
 pub use run::{AlertLine, Changes, MetricSummary, PublishedCounts, RunReport, RunStatus, Trigger};
 pub use trace::{Case, Observation, Trace};

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{AlertState, ItemCounts};
+use super::{AlertState, ItemCounts, PromptUse};
 
 /// Who asked for a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +91,9 @@ pub struct RunReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub over_budget: Option<String>,
     pub duration_ms: u64,
+    /// The prompts from Langfuse that metrics judged with, by metric.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub prompts: BTreeMap<String, PromptUse>,
 }
 
 /// A metric over one run.

@@ -11,6 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     Monitor, Services,
     evaluate::Drawn,
+    monitor::Judge,
     run::{Order, Progress, Stopped},
 };
 use crate::{
@@ -24,6 +25,8 @@ use crate::{
 /// What a run counts as it goes.
 pub(super) struct Books<'a> {
     pub monitor: &'a Monitor,
+    /// As this run judges by them.
+    pub metrics: Arc<[Judge]>,
     pub services: &'a Services,
     pub order: &'a Order,
     queues: Arc<[Queue]>,
@@ -54,9 +57,9 @@ struct MetricTally {
 }
 
 impl<'a> Books<'a> {
-    pub(super) fn new(monitor: &'a Monitor, services: &'a Services, order: &'a Order) -> Self {
+    pub(super) fn new(monitor: &'a Monitor, metrics: Arc<[Judge]>, services: &'a Services, order: &'a Order) -> Self {
         let queues = if order.run.publish { Arc::clone(&monitor.queues) } else { Arc::from(Vec::new()) };
-        Self { monitor, services, order, queues, tally: Mutex::default() }
+        Self { monitor, metrics, services, order, queues, tally: Mutex::default() }
     }
 
     /// One task runs a run, so this never waits; the lock lets the run move between threads.
@@ -227,6 +230,7 @@ impl<'a> Books<'a> {
             cost_usd: tally.cost_usd,
             judge_blocked: tally.judge_blocked.clone(),
             over_budget: tally.over_budget.clone(),
+            prompts: self.metrics.iter().filter_map(|judge| Some((judge.name.to_string(), judge.prompt.clone()?))).collect(),
             duration_ms: u64::try_from(self.services.clock.now().duration_since(started).as_millis()).unwrap_or(0),
         }
     }

@@ -47,9 +47,8 @@ impl<'a> Judging<'a> {
 
     /// Judges by one metric. Nothing when an earlier attempt has its scores: a paid answer is never paid for again.
     pub(super) async fn by(&mut self, judge: &Judge) -> Vec<NewScore> {
-        let recorded: Vec<&Score> = self.item.recorded.iter().filter(|score| self.is_of(score, judge)).collect();
-        // They were recorded together: where one failed, all are asked for again.
-        if recorded.iter().any(|score| score.outcome == "scored") && recorded.iter().all(|score| score.outcome != "failed") {
+        let recorded = self.recorded(judge);
+        if !recorded.is_empty() {
             self.outcomes.extend(recorded.into_iter().map(|score| (score.metric.clone(), recorded_outcome(score))));
             return Vec::new();
         }
@@ -83,7 +82,7 @@ impl<'a> Judging<'a> {
             self.outcomes.insert(name.to_string(), outcome.clone());
             let (usage, answer) = paid.take().unwrap_or_default();
             scores.push(NewScore {
-                score_id: self.score_id(judge, &name),
+                score_id: self.score_id(&name, &judge.revision),
                 metric: name,
                 revision: Arc::clone(&judge.revision),
                 data_type: if part.is_some() { data_type(&outcome) } else { judge.metric.data_type() }.as_str(),
@@ -95,13 +94,22 @@ impl<'a> Judging<'a> {
         scores
     }
 
-    fn score_id(&self, judge: &Judge, name: &str) -> String {
-        score_id(&self.monitor.spec.name, name, &judge.revision, &self.item.trace.id, &self.content_hash)
+    fn score_id(&self, name: &str, revision: &str) -> String {
+        score_id(&self.monitor.spec.name, name, revision, &self.item.trace.id, &self.content_hash)
     }
 
-    /// Whether a score is the metric's, or one of its parts', for the case as it is.
-    fn is_of(&self, score: &Score, judge: &Judge) -> bool {
-        judge.gives.may_give(&judge.name, &score.metric) && score.score_id == self.score_id(judge, &score.metric)
+    /// What an earlier attempt recorded of the metric or its parts, for the case as it is, and all of it: scores were
+    /// recorded together, and where one failed all are asked for again. By whatever revision: a changed one judges new
+    /// items, and these were paid for.
+    fn recorded(&self, judge: &Judge) -> Vec<&'a Score> {
+        let mut by_revision: BTreeMap<&str, Vec<&Score>> = BTreeMap::new();
+        for score in &self.item.recorded {
+            if judge.gives.may_give(&judge.name, &score.metric) && score.score_id == self.score_id(&score.metric, &score.metric_revision) {
+                by_revision.entry(&score.metric_revision).or_default().push(score);
+            }
+        }
+        let whole = |scores: &Vec<&Score>| scores.iter().any(|score| score.outcome == "scored") && scores.iter().all(|score| score.outcome != "failed");
+        by_revision.into_values().find(whole).unwrap_or_default()
     }
 
     /// The outcome of a metric whose gate is closed.

@@ -73,7 +73,9 @@ pub(super) async fn alerts(
     let mut moved = Moved::default();
     for evaluation in evaluations {
         let before = memories.remove(evaluation.name).unwrap_or_default();
-        let after = step(&before, &evaluation.rule, &evaluation.observed, now, &report.run_id);
+        let mut after = step(&before, &evaluation.rule, &evaluation.observed, now, &report.run_id);
+        let prompt = evaluation.metric.and_then(|metric| report.prompts.get(metric));
+        after.memory.see_prompt(prompt, matches!(after.verdict, Verdict::Notify(..)));
         let reason = format!("{}; {}", evaluation.summary, after.verdict.reason());
         moved.lines.push(AlertLine { name: evaluation.name.to_owned(), state: after.memory.state, reason: reason.clone() });
         moved.rows.push(AlertRow {
@@ -92,7 +94,7 @@ pub(super) async fn alerts(
             alert: evaluation.name.to_owned(),
             severity: evaluation.severity,
             condition: evaluation.condition,
-            summary: evaluation.summary,
+            summary: before.prompt_changed(prompt).into_iter().fold(evaluation.summary, |summary, changed| format!("{summary}; {changed}")),
             metric: evaluation.metric.map(str::to_owned),
             value: evaluation.value,
             threshold: evaluation.threshold,
@@ -110,7 +112,8 @@ pub(super) async fn alerts(
 }
 
 /// The alert's own targets, else those of the settings, else the log.
-fn routes(own: &[NotifyTarget], default: &[NotifyTarget]) -> Vec<Route> {
+#[must_use]
+pub fn routes(own: &[NotifyTarget], default: &[NotifyTarget]) -> Vec<Route> {
     let targets = if own.is_empty() { default } else { own };
     if targets.is_empty() {
         return vec![Route { sink: "log".to_owned(), connection: String::new(), target: String::new() }];

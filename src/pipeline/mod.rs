@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+pub use measure::routes;
 pub use monitor::{BuildEnv, Monitor};
 pub use publish::{Couriers, NOTICES};
 pub use run::{Order, Progress, published, run};

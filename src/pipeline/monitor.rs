@@ -9,10 +9,10 @@ use super::{extract::Extract, view::Patterns};
 use crate::{
     config::{MetricSpec, MonitorSpec},
     connections::Connections,
-    metrics::{Gives, Metric, MetricBuildCx, Price},
-    model::{About, MetricAbout},
+    metrics::{Gives, Metric, MetricBuildCx, Price, Prompts},
+    model::{About, MetricAbout, PromptUse},
     providers::Models,
-    sinks::{Sink, SinkCx},
+    sinks::{Runs, Sink, SinkCx},
     sources::{Source, SourceCx},
     store::Queue,
     util::{http::Http, template::Expr},
@@ -23,6 +23,8 @@ pub struct BuildEnv<'a> {
     pub connections: &'a Connections,
     pub http: &'a Http,
     pub models: &'a dyn Models,
+    pub prompts: &'a Arc<dyn Prompts>,
+    pub runs: &'a Arc<dyn Runs>,
     pub base_dir: &'a PathBuf,
 }
 
@@ -36,7 +38,7 @@ pub struct Monitor {
     pub(super) patterns: Patterns,
     pub(super) extract: Extract,
     /// Free ones first, those made of others last, else as written.
-    pub(super) metrics: Vec<Judge>,
+    pub(super) metrics: Arc<[Judge]>,
     /// The outbox queues that get each score.
     pub(super) queues: Arc<[Queue]>,
     pub(super) about: Arc<About>,
@@ -45,15 +47,18 @@ pub struct Monitor {
 }
 
 /// One metric of a monitor.
+#[derive(Clone)]
 pub(super) struct Judge {
     pub name: Arc<str>,
     pub revision: Arc<str>,
-    pub when: Option<Expr>,
+    pub when: Option<Arc<Expr>>,
     pub threshold: Option<f64>,
     pub higher_is_better: bool,
     pub price: Price,
     pub gives: Gives,
     pub metric: Arc<dyn Metric>,
+    /// The prompt that it judges with, where that is kept outside of the settings; known in a run.
+    pub prompt: Option<PromptUse>,
 }
 
 impl std::fmt::Debug for Monitor {
@@ -73,7 +78,7 @@ impl Monitor {
         let lenient =
             |key: &str, text: &Option<String>| text.as_deref().map(Expr::lenient).transpose().map_err(|error| anyhow!("monitor {name}: {key}: {error}"));
         let expr = |key: &str, text: &Option<String>| text.as_deref().map(Expr::new).transpose().map_err(|error| anyhow!("monitor {name}: {key}: {error}"));
-        let metric_cx = MetricBuildCx { models: env.models };
+        let metric_cx = MetricBuildCx { models: env.models, prompts: env.prompts };
         let mut metrics = Vec::with_capacity(spec.metrics.len());
         let mut in_order: Vec<_> = spec.metrics.iter().collect();
         in_order.sort_by_key(|metric| (!metric.config.parts().is_empty(), metric.config.price()));
@@ -82,15 +87,16 @@ impl Monitor {
             metrics.push(Judge {
                 name: metric.name.as_str().into(),
                 revision: revision(&metric.config.revision(&metric_cx), metric.threshold, metric.higher_is_better).into(),
-                when: expr("when", &metric.when)?,
+                when: expr("when", &metric.when)?.map(Arc::new),
                 threshold: metric.threshold,
                 higher_is_better: metric.higher_is_better,
                 price: metric.config.price(),
                 gives: metric.config.gives(),
                 metric: built,
+                prompt: None,
             });
         }
-        let sink_cx = SinkCx { connections: env.connections, http: env.http, base_dir: env.base_dir };
+        let sink_cx = SinkCx { connections: env.connections, http: env.http, base_dir: env.base_dir, runs: env.runs };
         let sinks: Vec<_> = spec
             .publish
             .iter()
@@ -113,12 +119,30 @@ impl Monitor {
             always: lenient("sampling.always", &spec.sampling.always)?,
             patterns,
             extract: Extract::new(&spec.extract).map_err(|error| anyhow!("monitor {name}: {error}"))?,
-            metrics,
+            metrics: metrics.into(),
             queues: sinks.iter().map(|(name, sink)| Queue { name: name.clone(), wants_item: sink.wants_item() }).collect(),
             about: Arc::new(about(&spec)),
             sinks,
             spec,
         })
+    }
+
+    /// The metrics of one run: what stands outside of the settings is read now, and is the same for all of the run.
+    pub(super) async fn pinned(&self) -> Arc<[Judge]> {
+        let pins = futures_util::future::join_all(self.metrics.iter().map(|judge| judge.metric.pin())).await;
+        if pins.iter().all(Option::is_none) {
+            return Arc::clone(&self.metrics);
+        }
+        let pinned = self.metrics.iter().zip(pins).map(|(judge, pin)| match pin {
+            Some(pin) => Judge {
+                revision: revision(&pin.revision, judge.threshold, judge.higher_is_better).into(),
+                metric: pin.metric,
+                prompt: pin.prompt,
+                ..judge.clone()
+            },
+            None => judge.clone(),
+        });
+        pinned.collect()
     }
 
     /// The source's own cheap check, for `validate --live`.
@@ -152,7 +176,8 @@ fn revision(metric: &str, threshold: Option<f64>, higher_is_better: bool) -> Str
 fn wants_observations(spec: &MonitorSpec) -> bool {
     let extract = &spec.extract;
     let texts = [&extract.input, &extract.output, &extract.context, &extract.expected].into_iter().chain(extract.metadata.values());
-    let texts = texts.map(String::as_str).chain(extract.details().map(|(_, text)| text)).chain(spec.source.filter.as_deref()).chain(spec.sampling.always.as_deref());
+    let texts =
+        texts.map(String::as_str).chain(extract.details().map(|(_, text)| text)).chain(spec.source.filter.as_deref()).chain(spec.sampling.always.as_deref());
     let texts = texts.chain(spec.metrics.iter().flat_map(|metric| metric.when.as_deref().into_iter().chain(metric.config.templates())));
     !extract.patterns.is_empty() || texts.into_iter().any(|text| text.contains("trace.steps") || text.contains("trace.observations") || text.contains("trace["))
 }

@@ -1,10 +1,6 @@
 //! The order of a run. Read [`work`] first: it is the pipeline.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{
     StreamExt,
@@ -89,7 +85,9 @@ pub fn run<'a>(monitor: &'a Monitor, services: &'a Services, order: &'a Order) -
 
 async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Result<RunReport, Closed> {
     let started = services.clock.now();
-    let books = Books::new(monitor, services, order);
+    // A dry run judges nothing, so it needs no prompts.
+    let metrics = if order.dry_run { Arc::clone(&monitor.metrics) } else { monitor.pinned().await };
+    let books = Books::new(monitor, metrics, services, order);
     let timeout = monitor.spec.schedule.timeout;
     // Every line that is logged below says whose it is.
     let span = tracing::info_span!("run", monitor = %monitor.spec.name, run = %order.run.id);
@@ -243,8 +241,8 @@ async fn record(books: &Books<'_>, judged: Result<ItemOutcome, Stopped>) -> Resu
 async fn judge(books: &Books<'_>, item: Drawn) -> Result<ItemOutcome, Stopped> {
     let run_id = &books.order.run.id;
     let mut judging = Judging::new(books.monitor, run_id, &item);
-    let mut scores: Vec<NewScore> = Vec::with_capacity(books.monitor.metrics.len());
-    for (at, judge) in books.monitor.metrics.iter().enumerate() {
+    let mut scores: Vec<NewScore> = Vec::with_capacity(books.metrics.len());
+    for (at, judge) in books.metrics.iter().enumerate() {
         if judge.price == Price::Paid {
             // An answer that cannot be stored would be paid for twice.
             books.services.store.wait_until_well().await?;

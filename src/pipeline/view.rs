@@ -116,7 +116,11 @@ pub(super) fn case(case: &Case, trace: &Value, scores: &BTreeMap<String, Outcome
         scores => Value::from(scores),
     };
     // Most cases have none, and looking in two places costs.
-    if details.is_empty() { texts } else { minijinja::context! { ..texts, ..Value::from(details) } }
+    if details.is_empty() {
+        texts
+    } else {
+        minijinja::context! { ..texts, ..Value::from(details) }
+    }
 }
 
 /// `scores.METRIC.value`, `scores.METRIC.PART.value`

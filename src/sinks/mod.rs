@@ -8,9 +8,10 @@ mod jsonl;
 mod langfuse;
 pub mod slack;
 
-use std::{fmt::Debug, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt::Debug, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 
 pub use crate::util::plugin::BuildError;
 use crate::{
@@ -33,6 +34,16 @@ pub trait SinkConfig: Debug + Send + Sync {
     /// Names the queue in outbox, metrics and reports: the kind, and what tells two of a kind apart (`langfuse`,
     /// `langfuse:eu`, `jsonl:scores.jsonl`). Monitors that publish to the same place share a queue.
     fn queue(&self) -> String;
+
+    /// The Langfuse connection whose project is told the calls that judges make for the monitor.
+    fn trace_calls(&self) -> Option<&str> {
+        None
+    }
+
+    /// The metrics that the settings name, so that the loader knows whether there are such.
+    fn metrics(&self) -> &[String] {
+        &[]
+    }
 }
 
 pub struct SinkCx<'a> {
@@ -40,6 +51,57 @@ pub struct SinkCx<'a> {
     pub http: &'a Http,
     /// Relative paths start here: the folder of the settings file.
     pub base_dir: &'a Path,
+    pub runs: &'a Arc<dyn Runs>,
+}
+
+/// What a sink may ask about the runs whose scores it delivers.
+#[async_trait]
+pub trait Runs: Debug + Send + Sync {
+    /// When the run was due; `None` where it is no longer known.
+    ///
+    /// # Errors
+    /// A sentence; ask again later.
+    async fn slot(&self, run_id: &str) -> Result<Option<Timestamp>, String>;
+
+    /// The mean of every metric over all runs of a group: these, which belong to it from now on, and those that were named
+    /// with it before.
+    ///
+    /// # Errors
+    /// A sentence; ask again later.
+    async fn means(&self, group: &str, run_ids: &BTreeSet<String>) -> Result<Means, String>;
+}
+
+/// Means over a group of runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Means {
+    /// The slot of its first run.
+    pub since: Timestamp,
+    /// By metric.
+    pub metrics: Vec<Mean>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mean {
+    pub metric: String,
+    /// Scores.
+    pub n: u64,
+    /// In [0, 1].
+    pub mean: f64,
+}
+
+/// For checking and probing, where nothing is delivered.
+#[derive(Debug)]
+pub struct NoRuns;
+
+#[async_trait]
+impl Runs for NoRuns {
+    async fn slot(&self, _: &str) -> Result<Option<Timestamp>, String> {
+        Ok(None)
+    }
+
+    async fn means(&self, _: &str, _: &BTreeSet<String>) -> Result<Means, String> {
+        Ok(Means { since: Timestamp::UNIX_EPOCH, metrics: Vec::new() })
+    }
 }
 
 /// A score on its way out.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::{QueryBuilder, SqliteConnection};
 
 use super::{
-    DrawBatch, Fate, NewItem, NoticeEnd, RunRow, SentBatch, gateway, outcomes, retention,
+    DrawBatch, Fate, NewItem, NewNotice, NoticeEnd, RunRow, SentBatch, experiments, gateway, outcomes, prompts, retention,
     writer::{FinishedRun, Reply, Request, Write},
 };
 
@@ -58,6 +58,8 @@ pub(super) async fn apply(db: &mut SqliteConnection, names: &mut Names, batch: &
                 gateway::apply(db, write).await?;
                 0
             }
+            Write::Grouped(grouped) => experiments::apply(db, grouped).await?,
+            Write::Prompt(write) => prompts::apply(db, write).await?,
             Write::Retain(retention) => retention::retain(db, retention).await?,
             Write::Checkpoint | Write::Close => 0,
         };
@@ -145,10 +147,14 @@ async fn finish_run(db: &mut SqliteConnection, names: &mut Names, run: &Finished
             .await?;
     }
     for notice in &run.notices {
-        let sql = "INSERT INTO notices (fingerprint, route, event, created_us) VALUES ($1, $2, $3, $4)";
-        sqlx::query(sql).bind(&notice.event.fingerprint).bind(json(&notice.route)?).bind(json(&notice.event)?).bind(run.at_us).execute(&mut *db).await?;
+        insert_notice(db, notice, run.at_us).await?;
     }
     Ok(0)
+}
+
+pub(super) async fn insert_notice(db: &mut SqliteConnection, notice: &NewNotice, at_us: i64) -> Result<(), sqlx::Error> {
+    let sql = "INSERT INTO notices (fingerprint, route, event, created_us) VALUES ($1, $2, $3, $4)";
+    sqlx::query(sql).bind(&notice.event.fingerprint).bind(json(&notice.route)?).bind(json(&notice.event)?).bind(at_us).execute(db).await.map(drop)
 }
 
 pub(super) fn json(value: &impl serde::Serialize) -> Result<String, sqlx::Error> {

@@ -13,10 +13,12 @@
 //! Absent on purpose: rules. The store neither decides nor knows what a decision means.
 
 mod apply;
+mod experiments;
 mod gateway;
 pub mod lock;
 mod lookup;
 mod outcomes;
+mod prompts;
 mod read;
 mod retention;
 mod secrets;
@@ -34,6 +36,7 @@ use tokio::sync::watch;
 
 pub use gateway::{CachedRow, CallRow, UsageRow};
 use lookup::Lookup;
+pub use prompts::PromptRow;
 pub use read::{ExportFilter, ItemLife, MonitorStatus, QueueStatus, Since};
 pub use retention::Retention;
 pub use secrets::{SecretsError, change_secrets, read_secrets};

@@ -148,7 +148,8 @@ mod tests {
 
     fn body(n: usize) -> String {
         let trace = serde_json::json!({ "id": n.to_string(), "timestamp": "2026-01-01T00:00:00Z" });
-        let item = Item { trace: serde_json::from_value(trace).unwrap(), case: Case::default(), content_hash: "content".to_owned(), about: About::default().into() };
+        let item =
+            Item { trace: serde_json::from_value(trace).unwrap(), case: Case::default(), content_hash: "content".to_owned(), about: About::default().into() };
         serde_json::to_string(&item).unwrap()
     }
 

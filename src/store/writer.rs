@@ -8,7 +8,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     AlertRow, DrawBatch, Health, ItemOutcome, NewNotice, NoticeEnd, Retention, RunRow, SentBatch,
     apply::{self, Names},
+    experiments::Grouped,
     gateway::GatewayWrite,
+    prompts::PromptWrite,
 };
 use crate::{
     model::RunReport,
@@ -47,6 +49,8 @@ pub(super) enum Write {
         end: NoticeEnd,
     },
     Gateway(GatewayWrite),
+    Prompt(PromptWrite),
+    Grouped(Grouped),
     Retain(Retention),
     Checkpoint,
     /// The last one.
@@ -60,7 +64,15 @@ impl Write {
             Self::Outcome(outcome) => outcome.end.is_some(),
             Self::Gateway(write) => !matches!(write, GatewayWrite::Budget { .. }),
             Self::Sent(_) => true,
-            Self::BeginRun(_) | Self::Draw(_) | Self::FinishRun(_) | Self::Notice { .. } | Self::Retain(_) | Self::Checkpoint | Self::Close => false,
+            Self::BeginRun(_)
+            | Self::Draw(_)
+            | Self::FinishRun(_)
+            | Self::Notice { .. }
+            | Self::Prompt(_)
+            | Self::Grouped(_)
+            | Self::Retain(_)
+            | Self::Checkpoint
+            | Self::Close => false,
         }
     }
 }

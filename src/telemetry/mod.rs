@@ -94,6 +94,17 @@ pub fn monitors(state: &'static str, n: usize) {
     gauge!("assayd_monitors", "state" => state).set(n as f64);
 }
 
+/// A webhook's event was taken. `result`: accepted | ignored
+pub fn webhook(result: &'static str) {
+    counter!("assayd_webhooks_total", "result" => result).increment(1);
+}
+
+/// An event was refused, and changed nothing. `result`: too_large | no_secret | forged | stale | replayed | malformed | busy
+pub fn webhook_refused(result: &'static str, reason: &str) {
+    webhook(result);
+    tracing::warn!(result, reason, "a webhook was refused");
+}
+
 /// Upper bounds in seconds. Buckets, not quantiles: those of several daemons can be added up.
 const BUCKETS: [(&str, &[f64]); 3] = [
     ("assayd_schedule_lateness_seconds", &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0]),
@@ -127,6 +138,7 @@ fn describe() {
     describe_gauge!("assayd_outbox_pending", "Rows that wait to be sent");
     describe_gauge!("assayd_alerts", "Alerts by state");
     describe_counter!("assayd_config_reloads_total", "Reloads by result");
+    describe_counter!("assayd_webhooks_total", "Events of webhooks by what became of them");
     describe_gauge!("assayd_monitors", "Monitors by state");
     describe_gauge!("assayd_budget_spent_usd", "Spent of the monitor's budget in its period, or counted as spent");
     describe_counter!("llm_requests_total", "Attempts to ask a model, by how they ended");

@@ -1,6 +1,9 @@
-//! The HTTP side: health, metrics, reload, a run by hand, the gateway for others ([`openai`]). Handlers read state or send a command; they change nothing
-//! themselves. Without a token only loopback clients are served; health is for everyone.
+//! The HTTP side: health, metrics, reload, a run by hand, the gateway for others ([`openai`]), what
+//! Langfuse tells ([`langfuse`]). Handlers read state or send a command; they change nothing
+//! themselves. Without a token only loopback clients are served; health is for everyone, webhooks for who
+//! can sign them.
 
+mod langfuse;
 mod openai;
 
 use std::{
@@ -25,6 +28,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     control::{Control, Refusal, RunRequest},
+    prompts::Prompts,
     providers::Models,
     store::{Health, Store},
     util::secret::{ExposeSecret, SecretString},
@@ -40,6 +44,7 @@ pub struct Web {
     pub token: Option<SecretString>,
     /// Profiles, for calls from outside.
     pub models: Arc<dyn Models>,
+    pub prompts: Prompts,
     /// Takes what goes on beside a request; ended with the daemon.
     pub work: mpsc::UnboundedSender<Work>,
 }
@@ -52,10 +57,12 @@ pub fn router(web: Web) -> Router {
         .route("/metrics", get(render_metrics))
         .route("/-/reload", post(reload))
         .route("/api/v1/monitors/{name}/runs", post(run_now))
+        .route("/api/v1/prompts/refresh", post(refresh_prompts))
         .merge(openai::routes())
         .layer(middleware::from_fn_with_state(web.clone(), authorised))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
+        .merge(langfuse::routes())
         .with_state(web)
 }
 
@@ -108,6 +115,17 @@ async fn reload(State(web): State<Web>) -> Response {
         Ok(changes) => Json(changes).into_response(),
         Err(refusal) => refused(&refusal),
     }
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RefreshRequest {
+    /// All in use where there is none.
+    name: Option<String>,
+}
+
+async fn refresh_prompts(State(web): State<Web>, Json(request): Json<RefreshRequest>) -> Response {
+    Json(web.prompts.refresh(request.name.as_deref()).await).into_response()
 }
 
 async fn run_now(State(web): State<Web>, Path(name): Path<String>, Json(request): Json<RunRequest>) -> Response {

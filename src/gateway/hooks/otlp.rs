@@ -4,22 +4,17 @@
 use serde_json::{Value, json};
 
 use super::Call;
-use crate::connections::Langfuse;
+use crate::connections::{Langfuse, attribute};
 
 /// Hidden from the views of production.
 const ENVIRONMENT: &str = "langfuse-assayd";
 
 pub(super) async fn send(langfuse: &Langfuse, call: &Call) -> Result<(), String> {
-    let body = export(call);
-    let request = || langfuse.request(reqwest::Method::POST, "/otel/v1/traces").header("x-langfuse-ingestion-version", "4").json(&body);
-    langfuse.http().send(request, |_| Ok(())).await.map_err(|error| error.to_string())
+    let span = span(call);
+    langfuse.http().send(|| langfuse.spans(std::slice::from_ref(&span)), |_| Ok(())).await.map_err(|error| error.to_string())
 }
 
-fn text(key: &str, value: &str) -> Value {
-    json!({ "key": key, "value": { "stringValue": value } })
-}
-
-fn export(call: &Call) -> Value {
+fn span(call: &Call) -> Value {
     let row = call.row();
     let begin = call.at.as_nanosecond();
     let end = begin + i128::from(row.latency_ms) * 1_000_000;
@@ -28,35 +23,31 @@ fn export(call: &Call) -> Value {
         .chain(call.messages.iter().map(|message| json!({ "role": message.role, "content": message.text })))
         .collect();
     let mut attributes = vec![
-        text("langfuse.observation.type", "generation"),
-        text("langfuse.environment", ENVIRONMENT),
-        text("langfuse.observation.model.name", &row.model),
-        text("langfuse.observation.input", &Value::from(input).to_string()),
-        text("langfuse.observation.metadata.profile", &row.profile),
-        text("langfuse.observation.metadata.monitor", &row.monitor),
-        text("langfuse.observation.metadata.metric", &row.metric),
-        text("langfuse.observation.metadata.item_id", &row.item_id),
+        attribute("langfuse.observation.type", "generation"),
+        attribute("langfuse.environment", ENVIRONMENT),
+        attribute("langfuse.observation.model.name", &row.model),
+        attribute("langfuse.observation.input", &Value::from(input).to_string()),
+        attribute("langfuse.observation.metadata.profile", &row.profile),
+        attribute("langfuse.observation.metadata.monitor", &row.monitor),
+        attribute("langfuse.observation.metadata.metric", &row.metric),
+        attribute("langfuse.observation.metadata.item_id", &row.item_id),
     ];
     if let Some(response) = &row.response {
-        attributes.push(text("langfuse.observation.output", response));
+        attributes.push(attribute("langfuse.observation.output", response));
     }
     if let (Some(input), Some(output)) = (row.input_tokens, row.output_tokens) {
-        attributes.push(text("langfuse.observation.usage_details", &json!({ "input": input, "output": output, "total": input + output }).to_string()));
+        attributes.push(attribute("langfuse.observation.usage_details", &json!({ "input": input, "output": output, "total": input + output }).to_string()));
     }
     if let Some(cost) = row.cost_usd {
-        attributes.push(text("langfuse.observation.cost_details", &json!({ "total": cost }).to_string()));
+        attributes.push(attribute("langfuse.observation.cost_details", &json!({ "total": cost }).to_string()));
     }
     if let Some(error) = &row.error {
-        attributes.push(text("langfuse.observation.level", "ERROR"));
-        attributes.push(text("langfuse.observation.status_message", error));
+        attributes.push(attribute("langfuse.observation.level", "ERROR"));
+        attributes.push(attribute("langfuse.observation.status_message", error));
     }
-    let span = json!({
+    json!({
         "traceId": row.trace_id, "spanId": span_id, "name": format!("assayd {}", row.profile), "kind": 3,
         "startTimeUnixNano": begin.to_string(), "endTimeUnixNano": end.to_string(), "attributes": attributes,
         "status": { "code": if row.error.is_some() { 2 } else { 1 } },
-    });
-    json!({ "resourceSpans": [{
-        "resource": { "attributes": [text("service.name", "assayd")] },
-        "scopeSpans": [{ "scope": { "name": "assayd", "version": env!("CARGO_PKG_VERSION") }, "spans": [span] }],
-    }] })
+    })
 }

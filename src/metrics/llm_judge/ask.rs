@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Judge, MetricCx, fence::cut_middle, verdict::Fault};
+use super::{Asked, Judge, MetricCx, fence::cut_middle, verdict::Fault};
 use crate::{
     model::{Outcome, Usage, Wait},
     providers::{CallError, Message, Question, Reply},
@@ -37,10 +37,10 @@ impl From<Outcome> for Sample {
 
 impl Judge {
     /// One of the metric's samples, counted from 0.
-    pub(super) async fn once(&self, prompt: &str, sample: usize, cx: &MetricCx<'_>, usage: &mut Usage) -> Sample {
+    pub(super) async fn once(&self, asked: &Asked, sample: usize, cx: &MetricCx<'_>, usage: &mut Usage) -> Sample {
         let question = Question {
-            system: Some(self.system.clone()),
-            messages: vec![Message::user(prompt)],
+            system: Some(asked.system.iter().fold(self.system.clone(), |system, more| format!("{system}\n\n{more}"))),
+            messages: asked.messages.clone(),
             max_tokens: self.max_tokens,
             schema: Some(Arc::clone(&self.schema)),
             sample: u32::try_from(sample).unwrap_or(u32::MAX),

@@ -8,6 +8,8 @@
 mod answer;
 mod ask;
 mod fence;
+mod form;
+mod kept;
 mod reader;
 mod rubrics;
 mod samples;
@@ -22,14 +24,20 @@ use minijinja::{Value, value::Serde};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::{ask::Sample, fence::Fences, verdict::Output};
+use self::{
+    ask::Sample,
+    fence::Fences,
+    form::{Asked, Form},
+    kept::Kept,
+    verdict::Output,
+};
 use super::{BuildError, DataType, Judgement, Metric, MetricBuildCx, MetricConfig, MetricCx, MetricKind, Price};
 use crate::{
-    model::{Outcome, Usage},
+    model::{Outcome, PromptRef, Usage},
     providers::Model,
     util::{
         plugin,
-        template::{Template, TemplateError},
+        template::{Expr, TemplateError},
         text,
     },
 };
@@ -40,8 +48,15 @@ use crate::{
 pub struct JudgeConfig {
     /// A built-in: faithfulness, `answer_relevancy`, helpfulness, hallucination, toxicity, refusal, conciseness, correctness.
     rubric: Option<String>,
-    /// A minijinja template of your own over input, output, context, expected, metadata, trace and scores.
+    /// A minijinja template of your own over input, output, context, expected, metadata, trace and scores; or a prompt kept
+    /// in Langfuse: `langfuse:NAME@LABEL` (without one `production`) or `langfuse:NAME@VERSION`.
     prompt: Option<String>,
+    /// Langfuse connection of a prompt kept there. Default `default`.
+    connection: Option<String>,
+    /// What names in a prompt kept in Langfuse stand for, as expressions over input, output, context, expected, metadata,
+    /// trace and scores. Its own names (`{{input}}`, `{{metadata.tenant}}`) need no entry.
+    #[serde(default)]
+    variables: BTreeMap<String, String>,
     /// A profile of assayd.yaml.
     model: String,
     /// What the judge gives. Default: a score from 1 to 5; a rubric brings its own.
@@ -89,13 +104,26 @@ impl JudgeConfig {
                 })?;
                 Ok((rubric.prompt(), self.output.clone().unwrap_or_else(|| rubric.output.clone()), rubric.needs))
             }
-            (None, Some(prompt)) if prompt.starts_with("langfuse:") => {
-                Err(BuildError::at("prompt", "prompts kept in Langfuse are not supported by this version"))
-            }
             (None, Some(prompt)) => Ok((prompt, self.output.clone().unwrap_or(Output::Score { min: 1.0, max: 5.0 }), None)),
             (None, None) => Err(BuildError::at("prompt", "a judge needs a `prompt` or a `rubric`")),
             (Some(_), Some(_)) => Err(BuildError::at("prompt", "a judge has a `prompt` or a `rubric`, not both")),
         }
+    }
+}
+
+impl JudgeConfig {
+    /// The prompt, where it is kept in Langfuse.
+    fn kept(&self) -> Option<Result<PromptRef, String>> {
+        let text = self.prompt.as_deref()?.trim().strip_prefix("langfuse:")?;
+        // The name that `connections::find` is asked for where a block names none.
+        Some(PromptRef::new(self.connection.as_deref().unwrap_or("default"), text))
+    }
+
+    /// What decides the verdict beside the prompt.
+    fn rest_of_revision(&self, output: &Output, cx: &MetricBuildCx<'_>) -> String {
+        let model = cx.models.model(&self.model).map(|model| model.identity()).unwrap_or_default();
+        let variables = if self.variables.is_empty() { String::new() } else { format!("\0{:?}", self.variables) };
+        format!("\0{output:?}\0{model}\0{:?}\0{}\0{}{variables}", self.max_tokens, self.max_input_tokens, self.samples)
     }
 }
 
@@ -105,11 +133,38 @@ impl MetricConfig for JudgeConfig {
         if !(1..=MAX_SAMPLES).contains(&self.samples) {
             return Err(BuildError::at("samples", format!("between 1 and {MAX_SAMPLES}")));
         }
-        let prompt = Template::new(prompt).map_err(|error| BuildError::at("prompt", format!("no template: {error}")))?;
+        let kept = self.kept().transpose().map_err(|message| BuildError::at("prompt", message))?;
+        let form = match &kept {
+            Some(kept) => {
+                cx.prompts.check(kept).map_err(|message| BuildError::at(if self.connection.is_some() { "connection" } else { "prompt" }, message))?;
+                for (name, expression) in &self.variables {
+                    Expr::new(expression).map_err(|error| BuildError::at("variables", format!("`{}` is no expression: {error}", text::one_line(name, 60))))?;
+                }
+                Form::default()
+            }
+            None if self.connection.is_some() => return Err(BuildError::at("connection", "only a prompt kept in Langfuse (`langfuse:NAME`) has a connection")),
+            None if !self.variables.is_empty() => {
+                return Err(BuildError::at("variables", "only a prompt kept in Langfuse (`langfuse:NAME`) needs them; write the expression into the prompt"));
+            }
+            None => Form::own(prompt).map_err(|error| BuildError::at("prompt", format!("no template: {error}")))?,
+        };
         let model = cx.models.model(&self.model).map_err(|message| BuildError::at("model", message))?;
-        let schema = Arc::new(output.schema());
-        let max_chars = self.max_input_tokens.saturating_mul(4);
-        Ok(Arc::new(Judge { prompt, needs, system: system(&output), output, schema, model, max_tokens: self.max_tokens, max_chars, samples: self.samples }))
+        let revision = self.rest_of_revision(&output, cx);
+        let judge = Judge {
+            form: Arc::new(form),
+            needs,
+            system: system(&output),
+            schema: Arc::new(output.schema()),
+            output,
+            model,
+            max_tokens: self.max_tokens,
+            max_chars: self.max_input_tokens.saturating_mul(4),
+            samples: self.samples,
+        };
+        Ok(match kept {
+            Some(prompt) => Arc::new(Kept { judge, prompt, prompts: Arc::clone(cx.prompts), variables: self.variables.clone(), revision }),
+            None => Arc::new(judge),
+        })
     }
 
     fn price(&self) -> Price {
@@ -118,17 +173,21 @@ impl MetricConfig for JudgeConfig {
 
     fn revision(&self, cx: &MetricBuildCx<'_>) -> String {
         let (prompt, output, _) = self.question().unwrap_or(("", Output::Boolean {}, None));
-        let model = cx.models.model(&self.model).map(|model| model.identity()).unwrap_or_default();
-        format!("judge:{prompt}\0{output:?}\0{model}\0{:?}\0{}\0{}", self.max_tokens, self.max_input_tokens, self.samples)
+        format!("judge:{prompt}{}", self.rest_of_revision(&output, cx))
+    }
+
+    fn prompt(&self) -> Option<PromptRef> {
+        self.kept()?.ok()
     }
 
     fn templates(&self) -> Vec<&str> {
-        self.prompt.as_deref().into_iter().collect()
+        self.prompt.as_deref().into_iter().chain(self.variables.values().map(String::as_str)).collect()
     }
 }
 
+#[derive(Clone)]
 struct Judge {
-    prompt: Template,
+    form: Arc<Form>,
     needs: Option<&'static str>,
     system: String,
     output: Output,
@@ -149,7 +208,7 @@ fn system(output: &Output) -> String {
 }
 
 impl Judge {
-    fn prompt(&self, cx: &MetricCx<'_>, fences: &Fences) -> Result<String, TemplateError> {
+    fn asked(&self, cx: &MetricCx<'_>, fences: &Fences) -> Result<Asked, TemplateError> {
         let metadata: BTreeMap<&str, String> = cx.case.metadata.iter().map(|(key, value)| (key.as_str(), fences.text("metadata", value))).collect();
         let context = minijinja::context! {
             input => fences.text("input", &cx.case.input),
@@ -160,16 +219,17 @@ impl Judge {
             scores => scores(cx, fences),
             trace => fences.value("trace", &cx.view.get_attr("trace").unwrap_or_default()),
         };
-        let details: BTreeMap<&str, Value> = cx.case.details.iter().map(|(key, value)| (key.as_str(), fences.value(key, &Value::from(Serde(value.clone()))))).collect();
-        self.prompt.render(&minijinja::context! { ..context, ..Value::from(details) })
+        let details: BTreeMap<&str, Value> =
+            cx.case.details.iter().map(|(key, value)| (key.as_str(), fences.value(key, &Value::from(Serde(value.clone()))))).collect();
+        self.form.render(&minijinja::context! { ..context, ..Value::from(details) })
     }
 
-    async fn sample(&self, prompt: &str, cx: &MetricCx<'_>) -> Judgement {
+    async fn sample(&self, asked: &Asked, cx: &MetricCx<'_>) -> Judgement {
         let mut usage = Usage::default();
         let mut scored = Vec::with_capacity(self.samples);
         let mut worst: Option<Sample> = None;
         for sample in 0..self.samples {
-            let one = self.once(prompt, sample, cx, &mut usage).await;
+            let one = self.once(asked, sample, cx, &mut usage).await;
             match one.outcome {
                 Outcome::Scored { .. } => scored.push(one.outcome),
                 // Further ones would have to wait too.
@@ -202,7 +262,14 @@ fn scores(cx: &MetricCx<'_>, fences: &Fences) -> Value {
         let fields = minijinja::context! { reason => fences.text("reason", outcome.reason()), ..fields };
         let fields = part.map_or_else(|| fields.clone(), |part| Value::from(BTreeMap::from([(part, fields.clone())])));
         let known = fenced.remove(metric).unwrap_or_default();
-        fenced.insert(metric, if known.is_undefined() { fields } else { minijinja::context! { ..fields, ..known } });
+        fenced.insert(
+            metric,
+            if known.is_undefined() {
+                fields
+            } else {
+                minijinja::context! { ..fields, ..known }
+            },
+        );
     }
     Value::from(fenced)
 }
@@ -219,15 +286,15 @@ impl Metric for Judge {
             return Outcome::NotApplicable { reason: format!("the case has no {}", self.needs.unwrap_or_default()) }.into();
         }
         let fences = Fences::new(self.max_chars);
-        let prompt = match self.prompt(cx, &fences) {
-            Ok(prompt) => prompt,
+        let asked = match self.asked(cx, &fences) {
+            Ok(asked) => asked,
             Err(TemplateError::Missing(reason)) => return Outcome::NotApplicable { reason: format!("prompt: {reason}") }.into(),
             Err(TemplateError::Invalid(reason)) => return Outcome::Failed { reason: format!("prompt: {reason}") }.into(),
         };
-        let mut judgement = self.sample(&prompt, cx).await;
+        let mut judgement = self.sample(&asked, cx).await;
         for named in &mut judgement.outcomes {
             if let Outcome::Scored { reason, .. } = &mut named.outcome {
-                fences.cuts(&prompt).iter().for_each(|cut| reason.push_str(&format!(" ({cut})")));
+                fences.cuts(&asked.text()).iter().for_each(|cut| reason.push_str(&format!(" ({cut})")));
             }
         }
         judgement

@@ -128,7 +128,7 @@ impl Story {
     async fn told(self, answers: impl IntoIterator<Item = Result<Reply, CallError>>) -> (Judgement, Vec<Question>) {
         let model = Arc::new(Script { answers: Mutex::new(answers.into_iter().collect()), asked: Mutex::default() });
         let judge = Judge {
-            prompt: Template::new(self.prompt).unwrap(),
+            form: Arc::new(Form::own(self.prompt).unwrap()),
             needs: None,
             system: system(&self.output),
             schema: Arc::new(self.output.schema()),

@@ -37,6 +37,9 @@ const WORST: usize = 3;
 
 /// The message of an event that stands by itself: what is posted to the channel, and what an edit turns it into.
 pub(super) fn message(event: &AlertEvent) -> SlackMessageContent {
+    if event.kind == AlertEventKind::Notice {
+        return content(event, vec![header(event), section(sentence(event)), context(event)]);
+    }
     let mut blocks = vec![header(event), section(sentence(event)), fields(event)];
     if !event.worst.is_empty() {
         blocks.push(section("*Worst answers*".to_owned()));
@@ -59,6 +62,9 @@ pub(super) fn reply(event: &AlertEvent) -> SlackMessageContent {
 /// One line without markup, for logs: what is said when no Slack is configured.
 #[must_use]
 pub fn plain(event: &AlertEvent) -> String {
+    if event.kind == AlertEventKind::Notice {
+        return one_line(&event.summary, 4_000);
+    }
     let mut line = format!("{} {}/{} ({}): {}", word(event).to_lowercase(), event.monitor, event.alert, severity(event.severity), event.summary);
     if event.kind == AlertEventKind::Resolved {
         let _ = write!(line, "; after {}", lasted(event));
@@ -80,8 +86,15 @@ pub fn plain(event: &AlertEvent) -> String {
 }
 
 fn content(event: &AlertEvent, blocks: Vec<SlackBlock>) -> SlackMessageContent {
-    let text = escape(&format!("{}: {} ({}). {}", word(event), event.alert, event.monitor, event.summary), SENTENCE);
-    let state = if event.kind == AlertEventKind::Resolved { "resolved" } else { "firing" };
+    let text = match event.kind {
+        AlertEventKind::Notice => escape(&event.summary, SENTENCE),
+        _ => escape(&format!("{}: {} ({}). {}", word(event), event.alert, event.monitor, event.summary), SENTENCE),
+    };
+    let state = match event.kind {
+        AlertEventKind::Resolved => "resolved",
+        AlertEventKind::Notice => "notice",
+        AlertEventKind::Firing | AlertEventKind::Repeat => "firing",
+    };
     let payload = HashMap::from([("fingerprint".to_owned(), clip(&event.fingerprint, 300)), ("state".to_owned(), state.to_owned())]);
     let metadata = SlackMessageMetadata { event_type: "assayd_alert".to_owned(), event_payload: Some(payload) };
     SlackMessageContent { text: Some(text), blocks: Some(blocks), metadata: Some(metadata), ..SlackMessageContent::new() }
@@ -131,7 +144,10 @@ fn worst(item: &WorstItem) -> String {
 }
 
 fn context(event: &AlertEvent) -> SlackBlock {
-    let mut text = format!("{} · run {}", date(event.at), escape(&event.run_id, FIELD));
+    let mut text = date(event.at);
+    if !event.run_id.is_empty() {
+        text.push_str(&format!(" · run {}", escape(&event.run_id, FIELD)));
+    }
     for (key, value) in &event.labels {
         let label = format!(" · {}={}", escape(key, FIELD), escape(value, FIELD));
         if text.chars().count() + label.chars().count() > CONTEXT {
@@ -157,6 +173,7 @@ fn word(event: &AlertEvent) -> &'static str {
         AlertEventKind::Firing => "Firing",
         AlertEventKind::Repeat => "Still firing",
         AlertEventKind::Resolved => "Resolved",
+        AlertEventKind::Notice => "Notice",
     }
 }
 

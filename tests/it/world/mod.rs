@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use axum::{Router, extract::DefaultBodyLimit};
 pub use faults::Fault;
-pub use langfuse::{Child, Langfuse, Mode, NewTrace};
+pub use langfuse::{Child, Langfuse, Mode, NewTrace, WEBHOOK_SECRET, prompt_event, signature};
 pub use llm::{Llm, Style};
 pub use slack::Slack;
 use tokio::sync::watch;

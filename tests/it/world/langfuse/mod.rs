@@ -1,6 +1,8 @@
 //! Langfuse's public API. [`Mode::V4`] is a server in its default write mode (no legacy reads), [`Mode::V3`] one from
 //! before (no v2 reads). It pages, sorts, filters and answers errors as the real one does.
 
+mod datasets;
+mod prompts;
 mod reads;
 mod rows;
 mod scores;
@@ -22,6 +24,7 @@ use serde_json::{Value, json};
 
 use self::rows::Row;
 pub use self::{
+    prompts::{WEBHOOK_SECRET, prompt_event, signature},
     rows::{Child, NewTrace},
     scores::ScoreRow,
 };
@@ -54,13 +57,26 @@ pub struct Langfuse {
     pub mode: Mode,
     /// Of listings and single traces.
     pub reads: Faults,
-    /// Of scores.
+    /// Of scores, datasets and spans.
     pub writes: Faults,
+    /// Of reads of prompts.
+    pub prompts: Faults,
     state: Mutex<Inner>,
     pulse: Pulse,
     breaches: Breaches,
     create_score: Schema,
     ingestion_event: Schema,
+    prompt_answer: Schema,
+    dataset_schemas: DatasetSchemas,
+}
+
+struct DatasetSchemas {
+    create_dataset: Schema,
+    dataset: Schema,
+    create_item: Schema,
+    item: Schema,
+    create_link: Schema,
+    link: Schema,
 }
 
 #[derive(Default)]
@@ -72,6 +88,9 @@ struct Inner {
     keys_revoked: bool,
     listings: Vec<Timestamp>,
     children_served: usize,
+    prompts: Vec<prompts::Prompt>,
+    prompt_reads: usize,
+    datasets: datasets::Datasets,
 }
 
 impl Langfuse {
@@ -81,11 +100,21 @@ impl Langfuse {
             mode,
             reads: Faults::default(),
             writes: Faults::default(),
+            prompts: Faults::default(),
             state: Mutex::default(),
             pulse,
             breaches,
             create_score: Schema::of("CreateScoreRequest"),
             ingestion_event: Schema::of("IngestionEvent"),
+            prompt_answer: Schema::of("Prompt"),
+            dataset_schemas: DatasetSchemas {
+                create_dataset: Schema::of("CreateDatasetRequest"),
+                dataset: Schema::of("Dataset"),
+                create_item: Schema::of("CreateDatasetItemRequest"),
+                item: Schema::of("DatasetItem"),
+                create_link: Schema::of("CreateDatasetRunItemRequest"),
+                link: Schema::of("DatasetRunItem"),
+            },
         }
     }
 
@@ -128,6 +157,12 @@ pub(super) fn router(langfuse: Arc<Langfuse>) -> Router {
         .route("/api/public/v2/observations", get(reads::observations))
         .route("/api/public/traces", get(reads::traces))
         .route("/api/public/traces/{id}", get(reads::trace))
+        .route("/api/public/v2/prompts/{name}", get(prompts::prompt))
+        .route("/api/public/v2/datasets", post(datasets::put_dataset))
+        .route("/api/public/v2/datasets/{name}", get(datasets::dataset))
+        .route("/api/public/dataset-items", post(datasets::put_item))
+        .route("/api/public/dataset-run-items", get(datasets::links).post(datasets::link))
+        .route("/api/public/otel/v1/traces", post(datasets::otel))
         .route("/api/public/scores", post(scores::scores))
         .route("/api/public/ingestion", post(scores::ingestion))
         .fallback(any(|| async { error(StatusCode::NOT_FOUND, "no such path", Some("LangfuseNotFoundError")) }))

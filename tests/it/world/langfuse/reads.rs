@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use super::{Inner, Langfuse, Mode, Quirk, Row, error, through};
 
 /// Query parameters, repeated ones included.
-struct Query(Vec<(String, String)>);
+pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
-    fn parse(raw: Option<String>) -> Self {
+    pub fn parse(raw: Option<String>) -> Self {
         Self(url::form_urlencoded::parse(raw.unwrap_or_default().as_bytes()).into_owned().collect())
     }
 
-    fn get(&self, key: &str) -> Option<&str> {
+    pub fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 

@@ -19,6 +19,8 @@ pub struct ScoreRow {
     pub name: String,
     pub trace_id: String,
     pub observation_id: Option<String>,
+    /// Of a score that is about a run of a dataset, and about no trace.
+    pub dataset_run_id: Option<String>,
     pub value: Value,
     pub data_type: Option<String>,
     pub comment: Option<String>,
@@ -40,15 +42,24 @@ impl Langfuse {
 
     /// What the server shows: the last row of each (day, name, id), by trace and name.
     pub fn scores(&self) -> BTreeMap<(String, String), Vec<ScoreRow>> {
+        let mut shown: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for row in self.kept().into_iter().filter(|row| row.dataset_run_id.is_none()) {
+            shown.entry((row.trace_id.clone(), row.name.clone())).or_default().push(row);
+        }
+        shown
+    }
+
+    /// Scores of runs of datasets.
+    pub fn run_scores(&self) -> Vec<ScoreRow> {
+        self.kept().into_iter().filter(|row| row.dataset_run_id.is_some()).collect()
+    }
+
+    fn kept(&self) -> Vec<ScoreRow> {
         let mut rows = BTreeMap::new();
         for row in &self.state.lock().unwrap().accepted {
             rows.insert((row.timestamp.strftime("%F").to_string(), row.name.clone(), row.id.clone()), row.clone());
         }
-        let mut shown: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for row in rows.into_values() {
-            shown.entry((row.trace_id.clone(), row.name.clone())).or_default().push(row);
-        }
-        shown
+        rows.into_values().collect()
     }
 
     /// How many items have a score of this name.
@@ -72,6 +83,7 @@ impl Langfuse {
             name: text("name").unwrap_or_default(),
             trace_id,
             observation_id: text("observationId"),
+            dataset_run_id: text("datasetRunId"),
             value: body["value"].clone(),
             data_type: text("dataType"),
             comment: text("comment"),

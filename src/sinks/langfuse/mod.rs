@@ -2,7 +2,10 @@
 //!
 //! By `POST /ingestion` with `score-create` events: one request for a batch, served by v3 and by v4 in every mode, with
 //! an answer for each row. Where a server has no such path, by `POST /scores`, one object a request. The score's id,
-//! name and timestamp are the same whenever it is sent, which makes a repeat an upsert.
+//! name and timestamp are the same whenever it is sent, which makes a repeat an upsert. With `experiment:` the scores are
+//! also those of a dataset's run ([`experiment`]).
+
+mod experiment;
 
 use std::sync::{
     Arc,
@@ -16,6 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use self::experiment::{Experiment, ExperimentConfig};
 use super::{BuildError, Delivery, RowError, Sink, SinkConfig, SinkCx, SinkError, SinkKind};
 use crate::{
     connections::{self, Langfuse},
@@ -32,9 +36,18 @@ pub struct LangfuseConfig {
     /// Langfuse connection. Default `default`.
     #[serde(default = "connection")]
     connection: String,
-    /// Publish scores. Default true.
+    /// Publish scores on the traces. Default true.
     #[serde(default = "yes")]
     scores: bool,
+    /// Metrics that are published. Default: all.
+    #[serde(default)]
+    metrics: Vec<String>,
+    /// Make the scores the run of a dataset too.
+    experiment: Option<ExperimentConfig>,
+    /// Tell the calls that judges make as traces of their own, in the environment `langfuse-assayd`, which views of
+    /// production hide. Default false.
+    #[serde(default)]
+    trace_calls: bool,
 }
 
 fn connection() -> String {
@@ -56,16 +69,49 @@ inventory::submit! {
 
 impl SinkConfig for LangfuseConfig {
     fn build(&self, cx: &SinkCx<'_>) -> Result<Arc<dyn Sink>, BuildError> {
-        if !self.scores {
-            return Err(BuildError::at("scores", "with `scores: false` this sink publishes nothing; leave the entry out"));
+        if !self.scores && self.experiment.is_none() {
+            return Err(BuildError::at("scores", "with `scores: false` and no `experiment` this sink publishes nothing; leave the entry out"));
         }
         let connection = connections::find("langfuse", &cx.connections.langfuse, &self.connection).map_err(|message| BuildError::at("connection", message))?;
-        Ok(Arc::new(Sender { langfuse: Langfuse::new(connection, cx.http.clone()), one_by_one: AtomicBool::new(false) }))
+        let langfuse = Langfuse::new(connection, cx.http.clone());
+        let experiment = self.experiment.as_ref().map(|experiment| experiment.build(&langfuse, cx.runs, &self.metrics)).transpose()?;
+        let sender = Sender { langfuse, one_by_one: AtomicBool::new(false) };
+        Ok(Arc::new(Publisher { sender, scores: self.scores, metrics: self.metrics.clone(), experiment }))
     }
 
+    /// What is published differently is queued by itself.
     fn queue(&self) -> String {
-        if self.connection == connections::DEFAULT { "langfuse".to_owned() } else { format!("langfuse:{}", self.connection) }
+        let mut name = "langfuse".to_owned();
+        if self.connection != connections::DEFAULT {
+            name.push_str(&format!(":{}", self.connection));
+        }
+        if let Some(experiment) = &self.experiment {
+            name.push_str(&format!(":{}", experiment.name()));
+        }
+        if !self.metrics.is_empty() {
+            name.push_str(&format!(":{}", self.metrics.join("+")));
+        }
+        if !self.scores {
+            name.push_str(":no-scores");
+        }
+        name
     }
+
+    fn trace_calls(&self) -> Option<&str> {
+        self.trace_calls.then_some(self.connection.as_str())
+    }
+
+    fn metrics(&self) -> &[String] {
+        &self.metrics
+    }
+}
+
+struct Publisher {
+    sender: Sender,
+    scores: bool,
+    /// Empty for all.
+    metrics: Vec<String>,
+    experiment: Option<Experiment>,
 }
 
 #[derive(Debug)]
@@ -82,22 +128,25 @@ const COMMENT: usize = 4_000;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Body<'a> {
-    id: &'a str,
-    trace_id: &'a str,
+struct Body {
+    id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    observation_id: Option<&'a str>,
-    name: &'a str,
+    trace_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    observation_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dataset_run_id: Option<String>,
+    name: String,
     value: Value,
-    data_type: &'a str,
+    data_type: String,
     comment: String,
     metadata: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
-    environment: Option<&'a str>,
+    environment: Option<String>,
     timestamp: String,
 }
 
-fn body(delivery: &Delivery) -> Result<Body<'_>, RowError> {
+fn body(delivery: &Delivery) -> Result<Body, RowError> {
     let score = &delivery.score;
     let trace_id = score.trace_id.as_deref().ok_or_else(|| RowError::Dead("the item has no trace to hang a score on".to_owned()))?;
     let number = score.value.filter(|value| value.is_finite()).ok_or_else(|| RowError::Dead("the score has no value".to_owned()));
@@ -108,15 +157,16 @@ fn body(delivery: &Delivery) -> Result<Body<'_>, RowError> {
     };
     let metadata = json!({ "monitor": score.monitor, "run_id": score.run_id, "metric_revision": score.metric_revision, "raw": score.raw, "passed": score.passed, "model": score.model });
     Ok(Body {
-        id: &score.score_id,
-        trace_id,
-        observation_id: delivery.observation_id.as_deref(),
-        name: &score.metric,
+        id: score.score_id.clone(),
+        trace_id: Some(trace_id.to_owned()),
+        observation_id: delivery.observation_id.clone(),
+        dataset_run_id: None,
+        name: score.metric.clone(),
         value,
-        data_type: &delivery.data_type,
+        data_type: delivery.data_type.clone(),
         comment: text::clip(&score.reason, COMMENT),
         metadata,
-        environment: delivery.environment.as_deref(),
+        environment: delivery.environment.clone(),
         timestamp: score.created_at.to_string(),
     })
 }
@@ -144,7 +194,7 @@ struct IngestionError {
 }
 
 impl Sender {
-    async fn batch(&self, bodies: &[Body<'_>]) -> Result<Vec<Result<(), RowError>>, HttpError> {
+    async fn batch(&self, bodies: &[Body]) -> Result<Vec<Result<(), RowError>>, HttpError> {
         // The event's id is for Langfuse's own deduplication: the same event is the same score.
         let events: Vec<Value> =
             bodies.iter().map(|body| json!({ "id": body.id, "type": "score-create", "timestamp": body.timestamp, "body": body })).collect();
@@ -159,7 +209,7 @@ impl Sender {
             .collect())
     }
 
-    async fn single(&self, body: &Body<'_>) -> Result<Result<(), RowError>, HttpError> {
+    async fn single(&self, body: &Body) -> Result<Result<(), RowError>, HttpError> {
         let sent = self.langfuse.http().attempt(self.langfuse.request(Method::POST, "/scores").json(body)).await;
         match sent {
             Ok(_) => Ok(Ok(())),
@@ -174,49 +224,63 @@ fn row_error(status: u16, message: &str) -> RowError {
     if status == 429 || status >= 500 { RowError::Retry(message) } else { RowError::Dead(message) }
 }
 
-#[async_trait]
-impl Sink for Sender {
-    async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Result<(), RowError>>, SinkError> {
-        let bodies: Vec<Result<Body<'_>, RowError>> = batch.iter().map(body).collect();
-        let mut sound = Vec::with_capacity(batch.len());
-        let mut answers: Vec<Result<(), RowError>> = Vec::with_capacity(batch.len());
-        for body in bodies {
-            answers.push(body.as_ref().map(|_| ()).map_err(Clone::clone));
-            sound.extend(body.ok());
+impl Sender {
+    /// Answers for every score, in their order.
+    async fn send(&self, bodies: &[Body]) -> Result<Vec<Result<(), RowError>>, SinkError> {
+        if bodies.is_empty() {
+            return Ok(Vec::new());
         }
-        if sound.is_empty() {
-            return Ok(answers);
-        }
-        let mut sent = None;
         if !self.one_by_one.load(Ordering::Relaxed) {
-            match self.batch(&sound).await {
-                Ok(rows) => sent = Some(rows),
+            match self.batch(bodies).await {
+                Ok(rows) => return Ok(rows),
                 Err(HttpError::Status { status: 404 | 405 | 410, .. }) => self.one_by_one.store(true, Ordering::Relaxed),
                 // One row spoils the envelope, or the whole is too large: each row for itself.
                 Err(HttpError::Status { status: 400 | 413 | 422, .. }) => {}
                 Err(error) => return Err(sink_error(&error)),
             }
         }
-        let sent = match sent {
-            Some(rows) => rows,
-            None => {
-                let mut rows = Vec::with_capacity(sound.len());
-                for some in sound.chunks(PARALLEL) {
-                    let mut requests = Vec::with_capacity(some.len());
-                    for body in some {
-                        requests.push(self.single(body));
-                    }
-                    rows.extend(join_all(requests).await.into_iter().map(|row| row.unwrap_or_else(|error| Err(RowError::Retry(sink_error(&error).message)))));
-                }
-                rows
+        let mut rows = Vec::with_capacity(bodies.len());
+        for some in bodies.chunks(PARALLEL) {
+            let mut requests = Vec::with_capacity(some.len());
+            for body in some {
+                requests.push(self.single(body));
             }
-        };
-        let mut sent = sent.into_iter();
+            rows.extend(join_all(requests).await.into_iter().map(|row| row.unwrap_or_else(|error| Err(RowError::Retry(sink_error(&error).message)))));
+        }
+        Ok(rows)
+    }
+
+    /// The same for rows, some of which may be no scores that Langfuse takes.
+    async fn scores(&self, rows: &[&Delivery]) -> Result<Vec<Result<(), RowError>>, SinkError> {
+        let bodies: Vec<Result<Body, RowError>> = rows.iter().map(|delivery| body(delivery)).collect();
+        let answers: Vec<Result<(), RowError>> = bodies.iter().map(|body| body.as_ref().map(drop).map_err(Clone::clone)).collect();
+        let sound: Vec<Body> = bodies.into_iter().filter_map(Result::ok).collect();
+        let mut sent = self.send(&sound).await?.into_iter();
         Ok(answers.into_iter().map(|answer| answer.and_then(|()| sent.next().unwrap_or(Ok(())))).collect())
+    }
+}
+
+#[async_trait]
+impl Sink for Publisher {
+    async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Result<(), RowError>>, SinkError> {
+        let wanted = |delivery: &Delivery| self.metrics.is_empty() || self.metrics.contains(&delivery.score.metric);
+        let rows: Vec<&Delivery> = batch.iter().filter(|delivery| wanted(delivery)).collect();
+        let mut answers = if self.scores { self.sender.scores(&rows).await? } else { vec![Ok(()); rows.len()] };
+        if let Some(experiment) = &self.experiment {
+            let published = experiment.publish(&self.sender, &rows).await?;
+            answers = answers.into_iter().zip(published).map(|(score, item)| score.and(item)).collect();
+        }
+        // What is not wanted is done with.
+        let mut answers = answers.into_iter();
+        Ok(batch.iter().map(|delivery| if wanted(delivery) { answers.next().unwrap_or(Ok(())) } else { Ok(()) }).collect())
+    }
+
+    fn wants_item(&self) -> bool {
+        self.experiment.is_some()
     }
 
     async fn probe(&self) -> Result<String, SinkError> {
-        let project = self.langfuse.project_id().await.map_err(|error| sink_error(&error))?;
+        let project = self.sender.langfuse.project_id().await.map_err(|error| sink_error(&error))?;
         Ok(format!("Langfuse takes scores for project {project}"))
     }
 }
