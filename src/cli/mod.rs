@@ -9,6 +9,7 @@ mod logs;
 mod models;
 mod next;
 mod once;
+mod postgres;
 mod run;
 mod secrets;
 mod status;
@@ -83,6 +84,11 @@ enum Command {
     Secrets {
         #[command(subcommand)]
         action: secrets::Action,
+    },
+    /// The tables of the `postgres` sink
+    Postgres {
+        #[command(subcommand)]
+        action: postgres::Action,
     },
     /// Exit 0 when the daemon on this host is ready
     Healthcheck,
@@ -178,6 +184,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Models(arguments) => models::models(&overrides, &arguments),
         Command::Usage(arguments) => usage::usage(&overrides, &arguments),
         Command::Secrets { action } => secrets::secrets(&overrides, action),
+        Command::Postgres { action } => postgres::postgres(&overrides, action),
         Command::Healthcheck => status::healthcheck(&overrides),
         Command::Schema { of } => {
             let schema = match of {

@@ -3,8 +3,10 @@
 //!
 //! To add one: a file with its config struct, an example, the [`Source`] and an `inventory::submit!`, and one `mod` line.
 
+mod fields;
 mod file;
 mod langfuse;
+mod sql;
 
 use std::{fmt::Debug, path::PathBuf, sync::Arc};
 
