@@ -25,11 +25,13 @@ mod gateway;
 mod judge;
 mod kills;
 mod pipeline;
+mod postgres;
 mod publish;
 mod reload;
 mod schedule;
 mod secrets;
 mod site;
+mod sql;
 mod world;
 
 #[path = "../tidy.rs"]

@@ -6,6 +6,7 @@
 pub mod faults;
 pub mod langfuse;
 pub mod llm;
+pub mod postgres;
 pub mod schema;
 pub mod slack;
 
@@ -15,6 +16,7 @@ use axum::{Router, extract::DefaultBodyLimit};
 pub use faults::Fault;
 pub use langfuse::{Child, Langfuse, Mode, NewTrace};
 pub use llm::{Llm, Style};
+pub use postgres::{Gate, Postgres};
 pub use slack::Slack;
 use tokio::sync::watch;
 
