@@ -62,7 +62,11 @@ pub(super) fn dataset(id: &str, delivery: &Delivery) -> Row {
 pub(super) fn result(dataset_id: &str, delivery: &Delivery) -> Row {
     let score = &delivery.score;
     let about = delivery.item.as_ref().map(|item| &*item.about);
-    let metric = about.and_then(|about| about.metrics.get(&score.metric));
+    // A metric that gives several scores names them METRIC.PART.
+    let of = |name: &str| score.metric == name || score.metric.strip_prefix(name).is_some_and(|part| part.starts_with('.'));
+    let metric = about.and_then(|about| about.metrics.iter().filter(|(name, _)| of(name)).max_by_key(|(name, _)| name.len()));
+    let parent = metric.map(|(name, _)| name).filter(|name| **name != score.metric);
+    let metric = metric.map(|(_, metric)| metric);
     let value = score.value.filter(|value| value.is_finite());
     let category = match (value, &score.label) {
         (_, Some(_)) => "CLASSIFICATION",
@@ -96,6 +100,7 @@ pub(super) fn result(dataset_id: &str, delivery: &Delivery) -> Row {
         ("metric_category", text(Some(category))),
         ("threshold", Cell::Number(metric.and_then(|metric| metric.threshold))),
         ("metric_id", text(Some(&score.score_id))),
+        ("parent", text(parent)),
         ("source", text(Some("assayd"))),
         ("metric_metadata", json(Some(&of_metric))),
         ("evaluation_name", text(Some(&score.monitor))),
