@@ -40,7 +40,9 @@ async fn the_tables_are_those_that_dashboards_know_and_are_made_once() {
     // What is printed does the same.
     postgres.run(&printed).await;
     let columns = async |table: &str| {
-        let rows = postgres.rows(&format!("SELECT column_name, data_type FROM information_schema.columns WHERE table_name = '{table}' ORDER BY ordinal_position")).await;
+        let rows = postgres
+            .rows(&format!("SELECT column_name, data_type FROM information_schema.columns WHERE table_name = '{table}' ORDER BY ordinal_position"))
+            .await;
         rows.iter()
             .map(|row| {
                 let kind = match row["data_type"].as_str().unwrap() {
@@ -70,7 +72,13 @@ async fn the_tables_are_those_that_dashboards_know_and_are_made_once() {
     assert!(view.contains("dataset_created_at timestamptz") && view.contains("metric_score double") && view.contains("actual_output text"), "{view}");
     let indexes = postgres.rows("SELECT indexdef FROM pg_indexes WHERE tablename LIKE 'evaluation_%'").await;
     let indexes = indexes.iter().map(|row| row["indexdef"].as_str().unwrap()).collect::<Vec<_>>().join("\n");
-    for index in ["evaluation_results USING btree (dataset_id)", "(run_id)", "(\"timestamp\")", "evaluation_dataset USING btree (created_at)", "(run_id, dataset_id, metric_name)"] {
+    for index in [
+        "evaluation_results USING btree (dataset_id)",
+        "(run_id)",
+        "(\"timestamp\")",
+        "evaluation_dataset USING btree (created_at)",
+        "(run_id, dataset_id, metric_name)",
+    ] {
         assert!(indexes.contains(index), "no index {index} in\n{indexes}");
     }
 }
@@ -99,7 +107,10 @@ async fn verdicts_become_rows_and_a_second_run_adds_none() {
     let site = site(&postgres.url()).await;
     init(&site).await;
     site.world.langfuse.add_some(12);
-    site.monitor("m", &with(monitor(), json!({ "description": "Answers", "labels": { "team": "support" }, "environment": "production", "metrics": [short(), judge()] })));
+    site.monitor(
+        "m",
+        &with(monitor(), json!({ "description": "Answers", "labels": { "team": "support" }, "environment": "production", "metrics": [short(), judge()] })),
+    );
     let report = site.once("m").await;
     assert_eq!(report["published"]["postgres"], json!({ "delivered": 24, "pending": 0 }), "{report}");
     assert_eq!((postgres.count("evaluation_dataset").await, postgres.count("evaluation_results").await), (12, 24));
@@ -214,29 +225,39 @@ async fn without_tables_rows_wait_and_the_log_says_what_makes_them() {
 
 #[tokio::test]
 async fn a_row_that_is_there_stays_or_gives_way_or_is_an_error() {
-    for (mode, delivered, score) in [("do_nothing", 2, 99.0), ("upsert", 2, 1.0), ("error", 1, 99.0)] {
-        let Some(postgres) = Postgres::start().await else { return };
-        let site = site(&postgres.url()).await;
-        init(&site).await;
+    let Some(postgres) = Postgres::start().await else { return };
+    for (mode, score) in [("do_nothing", 99), ("upsert", 1), ("error", 99)] {
+        let port = free_port();
+        let mut site = site(&postgres.url()).await;
+        site.settings["connections"]["postgres"]["far"] = json!({ "url": postgres.url_by(port) });
+        site.save();
         site.world.langfuse.add_some(2);
-        site.monitor("m", &with(monitor(), json!({ "publish": [{ "type": "postgres", "on_conflict": mode }] })));
-        // A row of the same key, made by somebody else while ours is on its way.
+        for schema in ["near", "far"] {
+            postgres.run(&format!("DROP SCHEMA IF EXISTS {schema} CASCADE")).await;
+            site.run(&["postgres", "init", "--schema", schema]).await.expect(0);
+        }
+        let far = json!({ "type": "postgres", "connection": "far", "schema": "far", "on_conflict": mode });
+        site.monitor("m", &with(monitor(), json!({ "publish": [{ "type": "postgres", "schema": "near" }, far] })));
+        let report = site.once("m").await;
+        assert_eq!(report["published"]["postgres:near"]["delivered"], 2, "{report}");
+        // While rows wait for the far one, somebody else writes a row of the same key there.
         postgres
             .run(
-                "CREATE FUNCTION other() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                   IF NEW.metric_score = 99 OR NEW.evaluation_metadata ->> 'item_id' <> 't0000' THEN RETURN NEW; END IF;
-                   INSERT INTO evaluation_results (run_id, dataset_id, metric_name, metric_score, metric_id)
-                     VALUES (NEW.run_id, NEW.dataset_id, NEW.metric_name, 99, 'another') ON CONFLICT DO NOTHING;
-                   RETURN NEW; END $$;
-                 CREATE TRIGGER other BEFORE INSERT ON evaluation_results FOR EACH ROW EXECUTE FUNCTION other()",
+                "INSERT INTO far.evaluation_dataset SELECT * FROM near.evaluation_dataset WHERE trace_id = 't0000';
+                 INSERT INTO far.evaluation_results SELECT * FROM near.evaluation_results WHERE dataset_id IN (SELECT dataset_id FROM far.evaluation_dataset);
+                 UPDATE far.evaluation_results SET metric_score = 99, metric_id = 'another'",
             )
             .await;
-        let report = site.once("m").await;
-        let queue = if mode == "do_nothing" { "postgres".to_owned() } else { format!("postgres:{mode}") };
-        assert_eq!(report["published"][&queue]["delivered"], delivered, "{mode}: {report}");
-        let rows = postgres.rows("SELECT metric_score FROM evaluation_view WHERE trace_id = 't0000'").await;
+        let _gate = Gate::open(port, &postgres).await;
+        let _daemon = site.daemon().await;
+        site.wait("the other row", async || postgres.count("far.evaluation_results").await == 2).await;
+        // Rows of one queue are tried again each at its own time.
+        let waiting = async || site.run(&["explain", "m", "t0000"]).await.expect(0).stdout.contains("waiting");
+        site.wait("the row's fate", async || !waiting().await).await;
+        let rows = postgres.rows("SELECT metric_score FROM far.evaluation_view WHERE trace_id = 't0000'").await;
         assert_eq!(rows, [json!({ "metric_score": score })], "{mode}");
-        assert_eq!(postgres.count("evaluation_results").await, 2, "{mode}");
+        let explained = site.run(&["explain", "m", "t0000"]).await.expect(0).stdout;
+        assert_eq!(explained.contains("dead: another score"), mode == "error", "{explained}");
     }
 }
 

@@ -11,7 +11,8 @@ use crate::{
     world::Postgres,
 };
 
-const TABLE: &str = "CREATE TABLE answers (id BIGINT PRIMARY KEY, created_at TIMESTAMPTZ, input TEXT, output TEXT, tags TEXT[], metadata JSONB, price NUMERIC, user_id BIGINT)";
+const TABLE: &str =
+    "CREATE TABLE answers (id BIGINT PRIMARY KEY, created_at TIMESTAMPTZ, input TEXT, output TEXT, tags TEXT[], metadata JSONB, price NUMERIC, user_id BIGINT)";
 
 /// Rows `from..=to`, `apart` of each other (an interval); the newest is a minute old.
 fn insert(from: u32, to: u32, apart: &str) -> String {
@@ -53,15 +54,21 @@ async fn rows_become_verdicts_and_a_second_run_takes_only_what_is_new() {
     postgres.run(&format!("{TABLE}; {}", insert(1, 30, "1 minute"))).await;
     let site = site(&postgres).await;
     let prompt = "Rate the answer. {{ input }} / {{ output }} / {{ trace.row.price }} / {{ trace.user_id }} / {{ trace.tags }} / {{ trace.metadata.tenant }}";
-    site.monitor("m", &with(monitor(), json!({ "metrics": [with(judge(), json!({ "prompt": prompt }))] })));
+    site.run(&["postgres", "init"]).await.expect(0);
+    site.monitor("m", &with(monitor(), json!({ "metrics": [with(judge(), json!({ "prompt": prompt }))], "publish": [{ "type": "postgres" }] })));
     let report = site.once("m").await;
     assert_eq!((&report["status"], &report["counts"]["scored"]), (&json!("succeeded"), &json!(30)), "{report}");
-    let asked = site.world.llm.prompts().join("\n");
-    assert!(asked.contains("Question 7 / Answer 7 / 0.1234567890123456789 / 7 / ["), "every column as it is: {asked}");
-    assert!(asked.contains("gold") && asked.contains("/ a"), "{asked}");
-    postgres.run("INSERT INTO answers VALUES (31, now() - interval '1 second', 'new', 'new')").await;
+    let prompts = site.world.llm.prompts();
+    let asked = prompts.iter().find(|prompt| prompt.contains("\nQuestion 7\n")).unwrap();
+    for column in ["Answer 7", "0.1234567890123456789", "7", "[\"gold\"]", "a"] {
+        assert!(asked.contains(&format!("\n{column}\n")), "{column} as it is in {asked}");
+    }
+    assert_eq!(postgres.count("evaluation_results").await, 30);
+    postgres.run(&insert(31, 31, "1 minute")).await;
     let report = site.once("m").await;
     assert_eq!(report["counts"]["scored"], 1, "{report}");
+    site.once("m").await;
+    assert_eq!(postgres.count("evaluation_results").await, 31);
 }
 
 #[tokio::test]
@@ -164,14 +171,16 @@ async fn a_sqlite_file_is_read_and_stays_as_it_is() {
     let mut file = SqliteConnectOptions::new().filename(site.path("answers.db")).create_if_missing(true).connect().await.unwrap();
     sqlx::raw_sql(
         "CREATE TABLE answers (id TEXT, at INTEGER, input TEXT, output TEXT, tags TEXT, good BOOLEAN, vector BLOB);
-         INSERT INTO answers SELECT 'a' || value, unixepoch() - value % 700, 'Q' || value, 'A' || value, '[\"gold\"]', value % 2, x'00ff' FROM generate_series(1, 1500)",
+         WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 1500)
+         INSERT INTO answers SELECT 'a' || n, unixepoch() - 1 - n % 700, 'Q' || n, 'A' || n, '[\"gold\"]', n % 2, x'00ff' FROM numbers",
     )
     .execute(&mut file)
     .await
     .unwrap_or_else(|error| panic!("{error}"));
     file.close().await.unwrap();
     let before = std::fs::read(site.path("answers.db")).unwrap();
-    let source = json!({ "path": "answers.db", "timestamp_column": "at", "query": "SELECT * FROM answers WHERE at >= unixepoch(:since) AND at < unixepoch(:until)" });
+    let source =
+        json!({ "path": "answers.db", "timestamp_column": "at", "query": "SELECT * FROM answers WHERE at >= unixepoch(:since) AND at < unixepoch(:until)" });
     let metric = json!({ "name": "short", "type": "expression", "value": "trace.row.good in [true, false] and trace.tags == ['gold'] and trace.row.vector == '\\\\x00ff'" });
     site.monitor("m", &with(monitor(), json!({ "source": source, "metrics": [metric] })));
     let report = site.once("m").await;

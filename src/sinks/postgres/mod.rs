@@ -223,8 +223,7 @@ impl Writer {
         let ids: Vec<String> = batch.iter().map(rows::id).collect();
         // By key: once each, and in the same order wherever they are written, so that two writers do not deadlock.
         let datasets: BTreeMap<&str, &Delivery> = ids.iter().map(String::as_str).zip(batch).collect();
-        let results: BTreeMap<_, _> =
-            ids.iter().zip(batch).map(|(id, delivery)| ((&delivery.score.run_id, id, &delivery.score.metric), delivery)).collect();
+        let results: BTreeMap<_, _> = ids.iter().zip(batch).map(|(id, delivery)| ((&delivery.score.run_id, id, &delivery.score.metric), delivery)).collect();
         let datasets = datasets.into_iter().map(|(id, delivery)| rows::dataset(id, delivery)).collect();
         let results = results.into_iter().map(|((_, id, _), delivery)| rows::result(id, delivery)).collect();
 
@@ -258,7 +257,8 @@ impl Writer {
 /// Rows whose key belongs to another score. One of ours that was written before is none of them.
 async fn conflicts(connection: &mut sqlx::PgConnection, ids: &[String], batch: &[Delivery]) -> Result<Vec<usize>, sqlx::Error> {
     let of = |field: fn(&Delivery) -> &str| batch.iter().map(|delivery| field(delivery).replace('\0', "")).collect::<Vec<_>>();
-    let sql = "SELECT given.at FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS given (run_id, dataset_id, metric_name, metric_id, at)
+    let sql =
+        "SELECT given.at FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS given (run_id, dataset_id, metric_name, metric_id, at)
         JOIN evaluation_results AS known USING (run_id, dataset_id, metric_name) WHERE known.metric_id IS DISTINCT FROM given.metric_id";
     let found: Vec<i64> = sqlx::query_scalar(sql)
         .persistent(false)

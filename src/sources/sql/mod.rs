@@ -209,7 +209,8 @@ impl Sql {
     async fn page(&self, ask: &Ask<'_>, window: Window, sent: &Sent) -> Result<Page<'_>, SourceError> {
         let started = tokio::time::Instant::now();
         for attempt in 1.. {
-            let mut page = Page { config: &self.config, window, items: Vec::new(), undated: Vec::new(), rows: 0, bytes: 0, cut: false, newest: None, fault: None };
+            let mut page =
+                Page { config: &self.config, window, items: Vec::new(), undated: Vec::new(), rows: 0, bytes: 0, cut: false, newest: None, fault: None };
             let mut take = |row: Map<String, Value>, bytes: usize| page.take(row, bytes, sent);
             let read = async {
                 match &self.database {
@@ -301,7 +302,10 @@ impl Page<'_> {
         let at = row.get(&config.timestamp_column).and_then(time);
         if let Some(at) = at {
             if self.newest.is_some_and(|newest| at < newest) {
-                let hint = format!("order by it, and let it be a value whose order is that of time (a timestamp, or a number since the epoch): `{}`", config.timestamp_column);
+                let hint = format!(
+                    "order by it, and let it be a value whose order is that of time (a timestamp, or a number since the epoch): `{}`",
+                    config.timestamp_column
+                );
                 self.fault = Some(SourceError::Refused(format!("the query's rows do not come in order of its `timestamp_column`: {hint}")));
                 return ControlFlow::Break(());
             }

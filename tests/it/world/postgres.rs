@@ -65,7 +65,8 @@ impl Postgres {
     pub async fn rows(&self, sql: &str) -> Vec<Value> {
         let mut connection = PgConnection::connect(&self.url()).await.unwrap();
         let sql = format!("SELECT to_json(q)::text FROM ({sql}) AS q");
-        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(&mut connection).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        let rows: Vec<String> =
+            sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_all(&mut connection).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
         connection.close().await.unwrap();
         rows.iter().map(|row| serde_json::from_str(row).unwrap()).collect()
     }
