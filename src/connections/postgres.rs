@@ -47,7 +47,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// A client of one database. Cheap to clone; the clones share a pool.
 #[derive(Clone)]
 pub struct Postgres {
-    options: PgConnectOptions,
+    options: Arc<PgConnectOptions>,
     pool: Arc<OnceLock<PgPool>>,
 }
 
@@ -81,7 +81,7 @@ impl Postgres {
         let scheme = ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
         let options = scheme.then(|| PgConnectOptions::from_str(url).ok()).flatten();
         let options = options.ok_or("`url` is no address of a Postgres; write it like `postgres://user:password@host:5432/database`")?;
-        Ok(Self { options: options.application_name("assayd").disable_statement_logging(), pool: Arc::clone(&connection.pool) })
+        Ok(Self { options: Arc::new(options.application_name("assayd").disable_statement_logging()), pool: Arc::clone(&connection.pool) })
     }
 
     /// Where the database is, for people.
@@ -99,7 +99,7 @@ impl Postgres {
     pub async fn begin(&self, statement: String) -> Result<Transaction<'static, sqlx::Postgres>, sqlx::Error> {
         let pool = self.pool.get_or_init(|| {
             let options = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(PATIENCE).idle_timeout(IDLE);
-            options.connect_lazy_with(self.options.clone())
+            options.connect_lazy_with(PgConnectOptions::clone(&self.options))
         });
         match pool.begin_with(AssertSqlSafe(statement)).await {
             // The pool waits for a server that refuses, and says only that it waited: ask for the reason.

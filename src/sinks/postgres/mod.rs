@@ -8,7 +8,7 @@
 mod rows;
 mod table;
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, iter, ops::Range, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -169,7 +169,7 @@ impl From<sqlx::Error> for Failed {
 impl Sink for Writer {
     async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Result<(), RowError>>, SinkError> {
         let mut answers = vec![Ok(()); batch.len()];
-        let mut open: Vec<Range<usize>> = vec![0..batch.len()];
+        let mut open: Vec<Range<usize>> = iter::once(0..batch.len()).collect();
         while let Some(range) = open.pop() {
             let written = tokio::time::timeout(PATIENCE + SLACK, self.write(&batch[range.clone()])).await;
             match written.map_err(|_| Failed::Timeout).and_then(|written| written.map_err(Failed::from)) {

@@ -25,9 +25,8 @@ pub(super) async fn rows(postgres: &Postgres, ask: &Ask<'_>, take: Take<'_>) -> 
     let query = sqlx::query_scalar::<_, String>(AssertSqlSafe(ask.sql)).persistent(false);
     let mut rows = query.bind(ask.since()).bind(ask.until()).bind(ask.rows).fetch(&mut *transaction);
     while let Some(text) = rows.try_next().await? {
-        let row = match json::exact(&text) {
-            Ok(Value::Object(row)) => row,
-            _ => return Err(sqlx::Error::Protocol("a row is no JSON object".to_owned())),
+        let Ok(Value::Object(row)) = json::exact(&text) else {
+            return Err(sqlx::Error::Protocol("a row is no JSON object".to_owned()));
         };
         if let ControlFlow::Break(()) = take(row, text.len()) {
             break;

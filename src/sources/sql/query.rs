@@ -109,7 +109,7 @@ fn name_len(text: &str) -> usize {
     text.find(|c| !in_name(c)).unwrap_or(text.len())
 }
 
-impl<'a> Scanner<'a> {
+impl Scanner<'_> {
     fn scan(mut self) -> Result<Self, String> {
         while let Some(c) = self.rest.chars().next() {
             if let Some(len) = self.blank()? {
