@@ -50,12 +50,13 @@ const MAY_USE: [(&str, &[&str]); 20] = [
 ];
 
 /// Edges that the map does not have, each with its reason.
-const ALSO: [(&str, &str, &str); 6] = [
+const ALSO: [(&str, &str, &str); 7] = [
     ("cli", "store", "commands that only read work beside a running daemon, on the store itself"),
     ("cli", "schedule", "`next` and `status` show the plan, which is pure"),
     ("cli", "pipeline", "`once` shows a run's progress, `validate --live` probes a monitor as the daemon would build it"),
     ("cli", "providers", "`infer` speaks of questions and replies, as the contract does"),
     ("cli", "prompts", "`prompts list` shows which monitors judge with which prompts"),
+    ("cli", "sinks", "`postgres init` makes the tables that the sink writes"),
     ("store", "sinks", "the outbox keeps what the sinks' contract calls a `Delivery`"),
 ];
 

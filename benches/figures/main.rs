@@ -15,6 +15,7 @@ mod judge;
 mod load;
 mod machine;
 mod memory;
+mod postgres;
 mod process;
 mod report;
 mod schedule;
@@ -39,7 +40,7 @@ impl Size {
 
 type Figure = fn(Size, &mut Report) -> anyhow::Result<()>;
 
-const FIGURES: [(&str, Figure); 7] = [
+const FIGURES: [(&str, Figure); 8] = [
     ("judge", judge::cpu),
     ("wall", judge::wall),
     ("schedule", schedule::figures),
@@ -47,6 +48,7 @@ const FIGURES: [(&str, Figure); 7] = [
     ("memory", memory::figures),
     ("dedup", dedup::figures),
     ("gateway", gateway::figures),
+    ("postgres", postgres::figures),
 ];
 
 fn main() -> ExitCode {

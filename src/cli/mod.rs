@@ -9,6 +9,7 @@ mod logs;
 mod models;
 mod next;
 mod once;
+mod postgres;
 mod prompts;
 mod run;
 mod secrets;
@@ -89,6 +90,11 @@ enum Command {
     Secrets {
         #[command(subcommand)]
         action: secrets::Action,
+    },
+    /// The tables of the `postgres` sink
+    Postgres {
+        #[command(subcommand)]
+        action: postgres::Action,
     },
     /// Exit 0 when the daemon on this host is ready
     Healthcheck,
@@ -185,6 +191,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Usage(arguments) => usage::usage(&overrides, &arguments),
         Command::Prompts { action } => prompts::prompts(&overrides, action),
         Command::Secrets { action } => secrets::secrets(&overrides, action),
+        Command::Postgres { action } => postgres::postgres(&overrides, action),
         Command::Healthcheck => status::healthcheck(&overrides),
         Command::Schema { of } => {
             let schema = match of {

@@ -8,7 +8,7 @@ mod slack;
 use std::collections::BTreeMap;
 
 pub use langfuse::{Dialect, Langfuse, LangfuseConnection, attribute, segment};
-pub use postgres::PostgresConnection;
+pub use postgres::{Postgres, PostgresConnection, PostgresFault};
 use schemars::JsonSchema;
 use serde::Deserialize;
 pub use slack::{Slack, SlackConnection, SlackError};

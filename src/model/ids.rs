@@ -63,6 +63,12 @@ pub fn score_id(monitor: &str, metric: &str, revision: &str, item_id: &str, cont
     derived(&["score", monitor, metric, revision, item_id, content_hash]).to_string()
 }
 
+/// An item's content as a monitor judged it: all scores of the same content share it, over runs and metrics.
+#[must_use]
+pub fn dataset_id(monitor: &str, item_id: &str, content_hash: &str) -> String {
+    derived(&["dataset", monitor, item_id, content_hash]).to_string()
+}
+
 /// The trace under which the calls for one item of a run are told, as W3C Trace Context writes it: 32 hex digits.
 #[must_use]
 pub fn trace_id(run_id: &str, item_id: &str) -> String {

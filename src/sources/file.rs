@@ -14,13 +14,13 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{BuildError, Fetched, Pages, Source, SourceConfig, SourceCx, SourceError, SourceKind, Window};
-use crate::{
-    model::Trace,
-    util::{plugin, text},
+use super::{
+    BuildError, Fetched, Pages, Source, SourceConfig, SourceCx, SourceError, SourceKind, Window,
+    fields::{self, time},
 };
+use crate::util::{plugin, text};
 
 /// JSON lines: one item a line, its fields are `trace.*`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -168,71 +168,20 @@ impl File {
         let timestamp = Timestamp::from_microsecond(place.at_us).unwrap_or(window.from);
         let hashed = || format!("line-{}", &blake3::hash(line).to_hex()[..32]);
         match serde_json::from_slice::<Value>(line) {
-            Ok(Value::Object(map)) => {
+            Ok(Value::Object(mut map)) => {
                 let id = match map.get(&self.config.id_field) {
                     Some(Value::String(id)) if !id.is_empty() => id.clone(),
                     Some(Value::Number(id)) => id.to_string(),
                     _ => hashed(),
                 };
                 let dated = map.get(&self.config.timestamp_field).and_then(time).is_some();
-                let trace = self.trace(id.clone(), timestamp, map);
+                map.remove(&self.config.id_field);
+                map.remove(&self.config.timestamp_field);
+                let trace = fields::trace(id.clone(), timestamp, map);
                 Fetched { id, timestamp, dated, body: Ok(Arc::new(trace)) }
             }
             Ok(_) => Fetched { id: hashed(), timestamp, dated: false, body: Err("a JSON object was expected".to_owned()) },
             Err(error) => Fetched { id: hashed(), timestamp, dated: false, body: Err(format!("no JSON: {}", text::one_line(&error.to_string(), 200))) },
-        }
-    }
-
-    fn trace(&self, id: String, timestamp: Timestamp, mut map: Map<String, Value>) -> Trace {
-        map.remove(&self.config.id_field);
-        map.remove(&self.config.timestamp_field);
-        // Fields of the trace itself by their name; one whose form does not fit stays what it is, under its name.
-        let mut take = |key: &str| match map.get(key) {
-            Some(Value::String(_)) => map.remove(key).and_then(|value| value.as_str().map(str::to_owned)),
-            _ => None,
-        };
-        let [name, user_id, session_id, environment] = ["name", "user_id", "session_id", "environment"].map(&mut take);
-        let tags = match map.get("tags").map(|tags| serde_json::from_value(tags.clone())) {
-            Some(Ok(tags)) => {
-                map.remove("tags");
-                tags
-            }
-            _ => Vec::new(),
-        };
-        let mut number = |key: &str| match map.get(key).and_then(Value::as_f64) {
-            Some(number) => {
-                map.remove(key);
-                Some(number)
-            }
-            None => None,
-        };
-        let [latency_ms, cost_usd] = ["latency_ms", "cost_usd"].map(&mut number);
-        let mut value = |key: &str| map.remove(key).unwrap_or(Value::Null);
-        let [input, output, metadata] = ["input", "output", "metadata"].map(&mut value);
-        for field in ["observations", "release", "version", "url", "steps"] {
-            // Names that the trace's own fields bear: shown as they are would make a line that does not read back.
-            if let Some(value) = map.remove(field) {
-                map.insert(format!("{field}_"), value);
-            }
-        }
-        Trace {
-            id,
-            timestamp,
-            name,
-            input,
-            output,
-            metadata,
-            tags,
-            user_id,
-            session_id,
-            environment,
-            release: None,
-            version: None,
-            latency_ms,
-            cost_usd,
-            url: None,
-            observations: Vec::new(),
-            extra: map,
         }
     }
 }
@@ -240,20 +189,6 @@ impl File {
 /// Where a line without a time is put: the window's last microsecond.
 fn undated(window: Window) -> i64 {
     window.to.as_microsecond() - 1
-}
-
-/// RFC 3339, or a number of seconds or milliseconds since the epoch.
-fn time(value: &Value) -> Option<Timestamp> {
-    match value {
-        Value::String(text) => text.parse().ok(),
-        Value::Number(number) => {
-            let number = number.as_f64()?;
-            // Seconds reach this in the year 5138, milliseconds reached it in 1973.
-            let secs = if number.abs() < 1e11 { number } else { number / 1000.0 };
-            Timestamp::from_duration(jiff::SignedDuration::try_from_secs_f64(secs).ok()?).ok()
-        }
-        _ => None,
-    }
 }
 
 fn line_number(path: &Path, offset: u64) -> std::io::Result<usize> {

@@ -3,10 +3,12 @@
 //!
 //! To add one: a file with its config struct, an example, the [`Source`] and an `inventory::submit!`, and one `mod` line.
 
+mod fields;
 mod file;
 mod join;
 mod langfuse;
 mod slack;
+mod sql;
 
 use std::{borrow::Cow, fmt::Debug, path::PathBuf, sync::Arc};
 

@@ -27,6 +27,7 @@ mod join;
 mod judge;
 mod kills;
 mod pipeline;
+mod postgres;
 mod prompts;
 mod publish;
 mod reload;
@@ -34,6 +35,7 @@ mod schedule;
 mod secrets;
 mod site;
 mod slack_source;
+mod sql;
 mod world;
 
 #[path = "../tidy.rs"]

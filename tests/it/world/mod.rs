@@ -7,6 +7,7 @@ pub mod faults;
 pub mod history;
 pub mod langfuse;
 pub mod llm;
+pub mod postgres;
 pub mod schema;
 pub mod slack;
 
@@ -16,6 +17,7 @@ use axum::{Router, extract::DefaultBodyLimit};
 pub use faults::Fault;
 pub use langfuse::{Child, Langfuse, Mode, NewTrace, WEBHOOK_SECRET, prompt_event, signature};
 pub use llm::{Llm, Style};
+pub use postgres::{Gate, Postgres};
 pub use slack::Slack;
 use tokio::sync::watch;
 
