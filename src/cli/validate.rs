@@ -109,7 +109,9 @@ async fn live(settings: &Settings, loaded: &Loaded) -> Result<bool, Failure> {
     }
     let runs = wire::no_runs();
     let base_dir = &settings.base_dir;
-    let env = crate::pipeline::BuildEnv { connections: &settings.connections, http: &http, models: &gateway, prompts: &prompts, runs: &runs, base_dir };
+    let processes = &wire::no_processes();
+    let connections = &settings.connections;
+    let env = crate::pipeline::BuildEnv { connections, http: &http, models: &gateway, prompts: &prompts, processes, runs: &runs, base_dir };
     for (name, spec) in &loaded.monitors {
         let monitor = crate::pipeline::Monitor::build(std::sync::Arc::clone(spec), &env)?;
         tell(format!("monitor {name}, source"), monitor.probe().await.map_err(|error| format!("{error:#}")));

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     alerting::Condition,
     connections::LangfuseConnection,
-    metrics::{MetricBuildCx, MetricKind, Prompts},
+    metrics::{MetricBuildCx, MetricKind, Prompts, exec::Processes},
     model::{PromptRef, PromptVersion},
     providers::{CallCx, CallError, Model, Models, Question, Reply},
     schedule::plan::{Plan, ScheduleSpec},
@@ -257,7 +257,8 @@ fn metrics(nodes: &[Node], tree: &Node, settings: &Settings, faults: &mut Vec<Fa
     }
     let models = Names(settings);
     let prompts: Arc<dyn Prompts> = Arc::new(Kept(settings.connections.langfuse.clone()));
-    let cx = MetricBuildCx { models: &models, prompts: &prompts };
+    let processes = Processes::none();
+    let cx = MetricBuildCx { models: &models, prompts: &prompts, http: &CLIENT, processes: &processes, base_dir: &settings.base_dir };
     let mut metrics: Vec<MetricSpec> = Vec::with_capacity(nodes.len());
     for node in nodes {
         let common: Option<MetricCommon> = yaml::read(&only(node, &METRIC_COMMON), faults);

@@ -67,6 +67,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut core = Supervisor::default();
     core.spawn("store", hands.writer.run());
     core.spawn("hooks", hands.runner.run());
+    core.spawn("processes", supervisor::each("process", hands.processes));
     let (control, mut commands) = Control::channel();
     let ready = Arc::new(AtomicBool::new(false));
     let (stop, stopped) = channel::channel(false);
@@ -181,6 +182,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         stop.send_replace(true);
         monitors.stop_couriers(LAST_SENDING).await;
         world.couriers.flush(&world.services, Duration::ZERO).await;
+        world.processes.close();
         world.gateway.finish().await;
         // An error means that it is closed already.
         let _ = world.services.store.close().await;

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use anyhow::bail;
 use tokio::sync::watch;
 
-use super::{supervisor::Supervisor, wire::World};
+use super::{
+    supervisor::{self, Supervisor},
+    wire::World,
+};
 use crate::{
     config::{MonitorSpec, Settings},
     control::RunRequest,
@@ -71,6 +74,7 @@ pub async fn once(settings: Settings, spec: Arc<MonitorSpec>, request: RunReques
     let mut tasks = Supervisor::default();
     tasks.spawn("store", hands.writer.run());
     tasks.spawn("hooks", hands.runner.run());
+    tasks.spawn("processes", supervisor::each("process", hands.processes));
     let (stop, stopped) = watch::channel(false);
     let mut couriers = Supervisor::default();
     for queue in queues {
@@ -93,6 +97,7 @@ pub async fn once(settings: Settings, spec: Arc<MonitorSpec>, request: RunReques
         world.couriers.flush(&world.services, patience).await;
         report.published = pipeline::published(&world.services, &report.run_id, &monitor).await;
     }
+    world.processes.close();
     world.gateway.finish().await;
     // An error means that it is closed already.
     let _ = world.services.store.close().await;

@@ -7,13 +7,16 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     config::{HookSpec, HooksSpec, MetricSpec, MonitorSpec, Settings},
     connections::Langfuse,
     gateway::{self, Gateway, GatewaySpec, Hook, Hooks, Keep, ProfileSpec, ProviderSpec, Runner, Shelf},
-    metrics,
+    metrics::{
+        self,
+        exec::{self, Processes},
+    },
     pipeline::{self, BuildEnv, Couriers, Monitor, Services},
     prompts::{Keeper, Prompts, PromptsCx, Use},
     schedule::clock::{Clock, SystemClock},
@@ -29,6 +32,8 @@ pub struct World {
     pub couriers: Arc<Couriers>,
     pub gateway: Arc<Gateway>,
     pub prompts: Prompts,
+    /// Of metrics that have one.
+    pub processes: Processes,
     http: Http,
 }
 
@@ -39,6 +44,8 @@ pub struct Hands {
     pub runner: Runner,
     /// Where it is not run, prompts are looked at when they are needed.
     pub keeper: Keeper,
+    /// Where they are not run, no metric has a process.
+    pub processes: mpsc::UnboundedReceiver<exec::Keeper>,
 }
 
 impl World {
@@ -68,7 +75,9 @@ impl World {
             routes: pipeline::routes(&[], &services.notify),
             outbox: Arc::clone(&services.outbox),
         });
-        Ok((Self { settings, services, couriers, gateway, prompts, http }, Hands { writer, runner, keeper }))
+        let (processes, begun) = Processes::new();
+        let hands = Hands { writer, runner, keeper, processes: begun };
+        Ok((Self { settings, services, couriers, gateway, prompts, processes, http }, hands))
     }
 
     /// # Errors
@@ -81,6 +90,7 @@ impl World {
             http: &self.http,
             models: &*self.gateway,
             prompts: &prompts,
+            processes: &self.processes,
             runs: &runs,
             base_dir: &self.settings.base_dir,
         };
@@ -111,6 +121,12 @@ pub fn uses<'a>(specs: impl IntoIterator<Item = &'a Arc<MonitorSpec>>) -> BTreeS
 pub fn prompts(settings: &Settings, http: &Http) -> Arc<dyn metrics::Prompts> {
     let (outbox, clock) = (Arc::new(watch::Sender::new(())), Arc::new(SystemClock));
     Arc::new(Prompts::new(PromptsCx { connections: &settings.connections.langfuse, http, store: None, clock, routes: Vec::new(), outbox }).0)
+}
+
+/// For a probe, which judges nothing.
+#[must_use]
+pub fn no_processes() -> Processes {
+    Processes::none()
 }
 
 /// For a probe, which delivers nothing.

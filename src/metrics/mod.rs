@@ -7,15 +7,18 @@ mod composite;
 mod contains;
 mod cost;
 mod equals;
+pub mod exec;
 mod expression;
+mod http;
 mod json;
 mod latency;
 mod length;
 mod levenshtein;
 mod llm_judge;
+mod outside;
 mod regex;
 
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
+use std::{collections::BTreeMap, fmt::Debug, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -25,7 +28,7 @@ pub use crate::util::plugin::BuildError;
 use crate::{
     model::{Case, Outcome, PromptRef, PromptUse, PromptVersion, Usage},
     providers::{CallCx, Models},
-    util::plugin::Kind,
+    util::{http::Http, plugin::Kind},
 };
 
 pub type MetricKind = Kind<dyn MetricConfig>;
@@ -87,6 +90,11 @@ pub struct MetricBuildCx<'a> {
     pub models: &'a dyn Models,
     /// Prompts by what `prompt:` names.
     pub prompts: &'a Arc<dyn Prompts>,
+    pub http: &'a Http,
+    /// Of metrics that have one.
+    pub processes: &'a exec::Processes,
+    /// Processes start here: the folder of the settings file.
+    pub base_dir: &'a Path,
 }
 
 /// Prompts that are kept outside of the settings.

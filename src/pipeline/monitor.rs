@@ -9,7 +9,7 @@ use super::{extract::Extract, view::Patterns};
 use crate::{
     config::{MetricSpec, MonitorSpec},
     connections::Connections,
-    metrics::{Gives, Metric, MetricBuildCx, Price, Prompts},
+    metrics::{Gives, Metric, MetricBuildCx, Price, Prompts, exec::Processes},
     model::{About, MetricAbout, PromptUse},
     providers::Models,
     sinks::{Runs, Sink, SinkCx},
@@ -24,6 +24,7 @@ pub struct BuildEnv<'a> {
     pub http: &'a Http,
     pub models: &'a dyn Models,
     pub prompts: &'a Arc<dyn Prompts>,
+    pub processes: &'a Processes,
     pub runs: &'a Arc<dyn Runs>,
     pub base_dir: &'a PathBuf,
 }
@@ -78,7 +79,8 @@ impl Monitor {
         let lenient =
             |key: &str, text: &Option<String>| text.as_deref().map(Expr::lenient).transpose().map_err(|error| anyhow!("monitor {name}: {key}: {error}"));
         let expr = |key: &str, text: &Option<String>| text.as_deref().map(Expr::new).transpose().map_err(|error| anyhow!("monitor {name}: {key}: {error}"));
-        let metric_cx = MetricBuildCx { models: env.models, prompts: env.prompts };
+        let metric_cx =
+            MetricBuildCx { models: env.models, prompts: env.prompts, http: env.http, processes: env.processes, base_dir: env.base_dir };
         let mut metrics = Vec::with_capacity(spec.metrics.len());
         let mut in_order: Vec<_> = spec.metrics.iter().collect();
         in_order.sort_by_key(|metric| (!metric.config.parts().is_empty(), metric.config.price()));
