@@ -401,7 +401,9 @@ fn check_file(file: &Candidate, bytes: &[u8], settings: &Settings) -> Checked {
                 let (mut used, mut faults) = (Used::default(), Vec::new());
                 interpolate(&mut tree, &file.layers.env, &mut used, &mut faults);
                 let at = tree.at.clone();
-                match check::monitor(&tree, &file.path, settings, &mut faults) {
+                let keyring = Keyring::new(file.layers.env.clone(), settings.base_dir.clone(), settings.state.clone());
+                let read = || check::monitor(&tree, &file.path, settings, &mut faults);
+                match secret::looking_up(Rc::new(keyring), read) {
                     Some(spec) => checked.monitors.push((Arc::new(spec), at)),
                     None => checked.unfit.extend(tree.get("name").and_then(Node::as_str).map(str::to_owned)),
                 }

@@ -26,6 +26,7 @@ mod gateway;
 mod join;
 mod judge;
 mod kills;
+mod outside;
 mod pipeline;
 mod postgres;
 mod prompts;

@@ -6,7 +6,7 @@ mod lines;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -84,7 +84,8 @@ impl MetricConfig for ExecConfig {
         }
         let spec = Spec {
             command: self.command.clone(),
-            dir: cx.base_dir.to_path_buf(),
+            // Empty where the settings file was named without a folder.
+            dir: Path::new(".").join(cx.base_dir),
             env: self.env.clone(),
             start_timeout: self.start_timeout.0,
             concurrency: self.concurrency,
