@@ -34,7 +34,7 @@ const LONGEST: usize = 4 << 20;
 const IDLE: Duration = Duration::from_secs(3600);
 /// Between the end of its input and being killed.
 const GRACE: Duration = Duration::from_secs(2);
-/// How often an item is given to a process: the first may have died of another item.
+/// How often an item is given to a process: the first may have died of another item, so the second has it alone.
 const TRIES: u32 = 2;
 /// Between two starts that failed.
 const RESTART: Policy = Policy { attempts: u32::MAX, max_elapsed: Duration::MAX, base: Duration::from_secs(1), cap: Duration::from_secs(60) };
@@ -147,6 +147,12 @@ struct Child {
     hello: Hello,
 }
 
+/// Who may be told to the process now. One whose process died has the next one to itself: then it is known who it was.
+fn next_in_line(waiting: &mut VecDeque<Waiting>, flights: &BTreeMap<u64, Flight>, concurrency: usize) -> Option<Waiting> {
+    let alone = flights.values().any(|flight| flight.tries > 1);
+    waiting.pop_front_if(|next| flights.len() < concurrency && !alone && (next.tries == 0 || flights.is_empty()))
+}
+
 /// Why a process is no longer asked.
 enum End {
     /// Nobody needs it.
@@ -220,9 +226,7 @@ impl Child {
         let (mut next, mut answered, mut open) = (0, false, true);
         let mut out: Vec<u8> = Vec::new();
         let end = loop {
-            while flights.len() < spec.concurrency
-                && let Some(Waiting { ask, tries }) = waiting.pop_front()
-            {
+            while let Some(Waiting { ask, tries }) = next_in_line(waiting, &flights, spec.concurrency) {
                 match ask {
                     Ask::Hello(answer) => drop(answer.send(Ok(self.hello.clone()))),
                     Ask::Item { item, timeout, answer } if !answer.is_closed() => {
