@@ -25,7 +25,8 @@ def serve(judge, name, version, workers=8):
     def one(message):
         try:
             outcomes = judge(message["item"])
-            say({"id": message["id"], "outcomes": outcomes if isinstance(outcomes, list) else [outcomes]})
+            outcomes = outcomes if isinstance(outcomes, list) else [outcomes]
+            say({"id": message["id"], "outcomes": outcomes})
         except Exception as error:
             say({"id": message["id"], "error": f"{type(error).__name__}: {error}"})
 

@@ -219,3 +219,77 @@ async fn settings_that_cannot_work_are_refused_at_their_place() {
         assert!(said.contains(fault) && said.contains("monitors/m.yaml:"), "{said}");
     }
 }
+
+/// The smallest thing that fits a JSON schema: what a model says that agrees with everything.
+fn agreeing(schema: &Value, root: &Value) -> Value {
+    if let Some(name) = schema["$ref"].as_str().and_then(|path| path.rsplit('/').next()) {
+        return agreeing(&root["$defs"][name], root);
+    }
+    if let Some(first) = schema["enum"].get(0).or_else(|| schema["anyOf"].get(0).map(|any| &any["const"]).filter(|value| !value.is_null())) {
+        return first.clone();
+    }
+    match schema["type"].as_str() {
+        Some("object") => schema["properties"].as_object().into_iter().flatten().map(|(key, part)| (key.clone(), agreeing(part, root))).collect(),
+        Some("array") => json!([agreeing(&schema["items"], root)]),
+        Some("number" | "integer") => json!(1),
+        Some("boolean") => json!(true),
+        _ => json!("yes"),
+    }
+}
+
+/// A model for evaluation frameworks: each asks for JSON of its own form, by `response_format` or in its system message.
+async fn framework_model() -> (String, tokio::task::JoinHandle<()>) {
+    let answer = |Json(request): Json<Value>| async move {
+        let system = request["messages"][0]["content"].as_str().unwrap_or_default();
+        let in_system = system.find('{').and_then(|at| serde_json::Deserializer::from_str(&system[at..]).into_iter::<Value>().next()?.ok());
+        let by_format = request["response_format"]["json_schema"].get("schema").cloned();
+        let said = by_format.or(in_system).map_or_else(|| json!({ "score": 8, "reason": "It helps." }), |schema| agreeing(&schema, &schema));
+        Json(json!({
+            "id": "c1", "object": "chat.completion", "created": 1, "model": request["model"],
+            "choices": [{ "index": 0, "finish_reason": "stop", "message": { "role": "assistant", "content": said.to_string() } }],
+            "usage": { "prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18 },
+        }))
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let server = tokio::spawn(async move { axum::serve(listener, Router::new().route("/v1/chat/completions", post(answer))).await.unwrap() });
+    (url, server)
+}
+
+/// What a framework's metrics make of ten real answers; `None` where the framework is not installed. CI sets
+/// `ASSAYD_TEST_REQUIRE_FRAMEWORKS`, and there it is a failure.
+async fn by_framework(variable: &str, package: &str, script: &str) -> Option<Vec<(String, String, String, Value)>> {
+    let python = std::env::var(variable).unwrap_or_else(|_| "python3".to_owned());
+    let there = std::process::Command::new(&python).args(["-c", &format!("import {package}")]).output().is_ok_and(|output| output.status.success());
+    if !there {
+        assert!(std::env::var("ASSAYD_TEST_REQUIRE_FRAMEWORKS").is_err(), "{python} has no {package}");
+        eprintln!("NOT TRIED: {python} has no {package}; {variable} names a Python that has it");
+        return None;
+    }
+    let (url, server) = framework_model().await;
+    let mut site = Site::new().await;
+    site.env.push(("OPENAI_API_KEY".to_owned(), "sk-framework".to_owned()));
+    let answers: String = include_str!("../fixtures/answers.jsonl").lines().take(10).map(|line| format!("{line}\n")).collect();
+    site.write("answers.jsonl", answers);
+    let env = json!({ "OPENAI_API_KEY": "env:OPENAI_API_KEY", "OPENAI_BASE_URL": url });
+    let metric = json!({ "name": "m", "type": "exec", "command": [python, example(script)], "env": env, "concurrency": 4 });
+    let source = json!({ "type": "file", "path": "answers.jsonl", "lookback": "3650d", "settle": "0s" });
+    site.monitor("m", &json!({ "schedule": { "every": "1h" }, "source": source, "extract": { "context": "{{ trace.input }}" }, "metrics": [metric] }));
+    assert_eq!(site.once("m").await["counts"]["scored"], 10, "{:?}", site.export(&[]).await.first());
+    server.abort();
+    Some(rows(&site).await)
+}
+
+#[tokio::test]
+async fn deepeval_judges_real_answers() {
+    let Some(rows) = by_framework("ASSAYD_TEST_DEEPEVAL_PYTHON", "deepeval", "deepeval_metrics.py").await else { return };
+    let value = |metric: &str| rows.iter().filter(|row| row.1 == metric).map(|row| row.3["value"].as_f64().unwrap()).collect::<Vec<_>>();
+    assert_eq!((value("m.answer_relevancy"), value("m.helpful")), (vec![1.0; 10], vec![0.8; 10]));
+    assert!(rows.iter().all(|row| row.3["passed"] == true && !row.3["reason"].as_str().unwrap().is_empty()), "{rows:?}");
+}
+
+#[tokio::test]
+async fn ragas_judges_real_answers() {
+    let Some(rows) = by_framework("ASSAYD_TEST_RAGAS_PYTHON", "ragas", "ragas_metrics.py").await else { return };
+    assert_eq!(rows.iter().map(|row| (row.1.as_str(), row.3["value"].as_f64())).collect::<Vec<_>>(), vec![("m", Some(1.0)); 10]);
+}
