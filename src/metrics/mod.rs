@@ -17,6 +17,7 @@ mod levenshtein;
 mod llm_judge;
 mod outside;
 mod regex;
+mod trace;
 
 use std::{collections::BTreeMap, fmt::Debug, path::Path, sync::Arc};
 
@@ -26,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::util::plugin::BuildError;
 use crate::{
-    model::{Case, Outcome, PromptRef, PromptUse, PromptVersion, Usage},
+    model::{Case, Observation, Outcome, PromptRef, PromptUse, PromptVersion, Usage},
     providers::{CallCx, Models},
     util::{http::Http, plugin::Kind},
 };
@@ -121,6 +122,8 @@ pub struct MetricCx<'a> {
     /// Of the trace itself, where the source knows them.
     pub latency_ms: Option<f64>,
     pub cost_usd: Option<f64>,
+    /// The trace's steps in the order they started; empty unless the monitor uses them.
+    pub observations: &'a [Observation],
     /// Outcomes of the metrics that ran before, by name (`METRIC` or `METRIC.PART`).
     pub scores: &'a BTreeMap<String, Outcome>,
     /// Who is asking, for the layers below.

@@ -74,6 +74,9 @@ pub struct Observation {
     pub level: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_usd: Option<f64>,
+    /// That a model read and wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
 }
 
 /// What the metrics of a monitor judge: the texts that `extract` drew out of a trace.

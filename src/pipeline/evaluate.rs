@@ -61,6 +61,7 @@ impl<'a> Judging<'a> {
                     view: &view,
                     latency_ms: self.item.trace.latency_ms,
                     cost_usd: self.item.trace.cost_usd,
+                    observations: &self.item.trace.observations,
                     scores: &self.outcomes,
                     call: CallCx {
                         monitor: &self.monitor.spec.name,

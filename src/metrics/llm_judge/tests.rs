@@ -145,7 +145,7 @@ impl Story {
             .collect();
         let view = minijinja::context! { scores => scores, trace => minijinja::context! { note => "from the trace" } };
         let call = CallCx { monitor: "m", metric: "helpful", run_id: "r", item_id: "i", budgets: &[] };
-        let cx = MetricCx { case: &self.case, view: &view, latency_ms: None, cost_usd: None, scores: &self.scores, call };
+        let cx = MetricCx { case: &self.case, view: &view, latency_ms: None, cost_usd: None, observations: &[], scores: &self.scores, call };
         let judgement = judge.judge(&cx).await;
         assert!(model.answers.lock().unwrap().is_empty(), "fewer questions than answers");
         let asked = std::mem::take(&mut *model.asked.lock().unwrap());

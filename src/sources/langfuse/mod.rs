@@ -165,6 +165,16 @@ fn fetched(trace: Trace) -> Fetched {
     Fetched { id: trace.id.clone(), timestamp: trace.timestamp, dated: true, body: Ok(Arc::new(trace)) }
 }
 
+/// Tokens by kind, as `usageDetails`.
+type Usage = std::collections::BTreeMap<String, f64>;
+
+/// In all: `total`, or the sum of what there is.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+fn tokens(usage: &Usage) -> Option<u64> {
+    let total = usage.get("total").copied().or_else(|| (!usage.is_empty()).then(|| usage.values().sum()));
+    total.filter(|total| *total >= 0.0).map(|total| total as u64)
+}
+
 /// Langfuse says -1 where it did not compute a figure.
 fn figure(value: Option<f64>) -> Option<f64> {
     value.filter(|value| *value >= 0.0)

@@ -5,7 +5,7 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Pages, Reader, SourceError, Window, fetched, figure};
+use super::{Pages, Reader, SourceError, Usage, Window, fetched, figure, tokens};
 use crate::{
     model::{Observation, Trace},
     util::http::{self, HttpError},
@@ -127,6 +127,7 @@ pub(super) async fn observations(reader: &Reader, trace: &Trace) -> Result<Vec<O
         metadata: Value,
         level: Option<String>,
         calculated_total_cost: Option<f64>,
+        usage_details: Option<Usage>,
     }
     let path = format!("/traces/{}", urlencode(&trace.id));
     let full: Full =
@@ -143,6 +144,7 @@ pub(super) async fn observations(reader: &Reader, trace: &Trace) -> Result<Vec<O
         metadata: child.metadata,
         level: child.level,
         cost_usd: figure(child.calculated_total_cost),
+        tokens: child.usage_details.as_ref().and_then(tokens),
     };
     Ok(full.observations.into_iter().map(observation).collect())
 }

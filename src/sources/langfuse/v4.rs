@@ -11,7 +11,7 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Pages, Reader, SourceError, Window, fetched, figure};
+use super::{Pages, Reader, SourceError, Usage, Window, fetched, figure, tokens};
 use crate::{
     model::{Observation, Trace},
     util::http::{self, HttpError},
@@ -53,6 +53,7 @@ struct Row {
     #[serde(default)]
     metadata: Value,
     total_cost: Option<f64>,
+    usage_details: Option<Usage>,
     /// Seconds.
     latency: Option<f64>,
     tags: Option<Vec<String>>,
@@ -215,6 +216,7 @@ pub(super) async fn observations(reader: &Reader, trace: &Trace) -> Result<Vec<O
             metadata: row.metadata,
             level: row.level,
             cost_usd: figure(row.total_cost),
+            tokens: row.usage_details.as_ref().and_then(tokens),
         }));
         match page.meta.cursor {
             Some(next) if cursor.as_ref() != Some(&next) => cursor = Some(next),
