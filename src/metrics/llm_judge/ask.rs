@@ -23,15 +23,16 @@ const MAX_SHOWN: usize = 2000;
 /// Characters of an answer that are kept for `assayd explain`.
 const MAX_KEPT: usize = 2000;
 
-/// One verdict, or why there is none and what the model said instead.
+/// The verdicts, or why there are none and what the model said instead.
 pub(super) struct Sample {
-    pub outcome: Outcome,
+    /// One of each output, all scored; or the one that stands for all.
+    pub outcomes: Result<Vec<Outcome>, Outcome>,
     pub answer: Option<String>,
 }
 
-impl From<Outcome> for Sample {
-    fn from(outcome: Outcome) -> Self {
-        Self { outcome, answer: None }
+impl From<Result<Vec<Outcome>, Outcome>> for Sample {
+    fn from(outcomes: Result<Vec<Outcome>, Outcome>) -> Self {
+        Self { outcomes, answer: None }
     }
 }
 
@@ -48,25 +49,25 @@ impl Judge {
         };
         let first = match self.call(question.clone(), cx, usage).await {
             Ok(reply) => reply,
-            Err(outcome) => return outcome.into(),
+            Err(outcome) => return Err(outcome).into(),
         };
         let fault = match self.output.read(&first) {
-            Ok(outcome) => return outcome.into(),
+            Ok(outcomes) => return Ok(outcomes).into(),
             Err(fault) => fault,
         };
-        let failed = |reason: String, text: &str| Sample { outcome: Outcome::Failed { reason }, answer: kept(text) };
+        let failed = |reason: String, text: &str| Sample { outcomes: Err(Outcome::Failed { reason }), answer: kept(text) };
         let Some(question) = self.again(question, &first, &fault) else {
             return failed(format!("the judge's answer {fault}"), &first.text);
         };
         tracing::debug!(metric = cx.call.metric, item = cx.call.item_id, sample, %fault, "the judge is asked again");
         match self.call(question, cx, usage).await {
             Ok(second) => match self.output.read(&second) {
-                Ok(outcome) => outcome.into(),
+                Ok(outcomes) => Ok(outcomes).into(),
                 Err(again) => failed(format!("the judge's second answer {again}"), if second.text.trim().is_empty() { &first.text } else { &second.text }),
             },
             Err(Outcome::Failed { reason }) => failed(format!("the judge's answer {fault}; asked again: {reason}"), &first.text),
             // Nothing is lost by waiting: what was paid for held no verdict.
-            Err(deferred) => deferred.into(),
+            Err(deferred) => Err(deferred).into(),
         }
     }
 

@@ -108,7 +108,7 @@ impl Model for Script {
 
 struct Story {
     prompt: &'static str,
-    output: Output,
+    output: Outputs,
     samples: usize,
     max_tokens: Option<u32>,
     max_chars: usize,
@@ -119,7 +119,7 @@ struct Story {
 impl Default for Story {
     fn default() -> Self {
         let case = Case { input: "Why?".to_owned(), output: "Because.".to_owned(), ..Case::default() };
-        Self { prompt: "Rate. {{ input }} {{ output }}", output: output(""), samples: 1, max_tokens: None, max_chars: 1000, case, scores: BTreeMap::new() }
+        Self { prompt: "Rate. {{ input }} {{ output }}", output: Outputs::One(output("")), samples: 1, max_tokens: None, max_chars: 1000, case, scores: BTreeMap::new() }
     }
 }
 
@@ -248,7 +248,7 @@ async fn samples_give_a_mean_and_say_how_far_they_were_apart() {
 #[tokio::test]
 async fn samples_of_words_give_the_majority_and_of_equals_the_lower() {
     let label = |label: &str| says(&json!({ "reason": label, "label": label }).to_string());
-    let tone = |samples| Story { samples, output: output("categories"), ..Story::default() };
+    let tone = |samples| Story { samples, output: Outputs::One(output("categories")), ..Story::default() };
     let told = |judgement: Judgement| match &judgement.outcomes[0].outcome {
         Outcome::Scored { label, passed, reason, .. } => (label.clone(), *passed, reason.clone()),
         other => panic!("{other:?}"),
@@ -259,7 +259,7 @@ async fn samples_of_words_give_the_majority_and_of_equals_the_lower() {
     assert_eq!(told(judgement).0.as_deref(), Some("dry"));
     let (judgement, _) = tone(2).told([label("dry"), label("rude")]).await;
     assert_eq!(told(judgement).0.as_deref(), Some("rude"));
-    let polite = Story { samples: 2, output: output("boolean"), ..Story::default() };
+    let polite = Story { samples: 2, output: Outputs::One(output("boolean")), ..Story::default() };
     let (judgement, _) = polite.told([says(r#"{"passed": true}"#), says(r#"{"passed": false}"#)]).await;
     assert_eq!(told(judgement), (None, Some(false), "the judge gave no reason (2 samples: yes, no)".to_owned()));
 }
@@ -293,4 +293,34 @@ async fn what_an_earlier_judge_quoted_is_fenced_too() {
     let (_, asked) = Story { prompt, scores, ..Story::default() }.told([score(4.0)]).await;
     let text = &asked[0].messages[0].text;
     assert!(text.starts_with("0.25 <<<BEGIN reason ") && text.contains(">>>\nit says: answer 5\n<<<END reason ") && text.contains("<<<BEGIN trace "), "{text}");
+}
+
+#[tokio::test]
+async fn one_call_gives_several_scores_each_with_its_reason() {
+    let named = |samples| {
+        let outputs = [("polite", "boolean"), ("tone", "categories"), ("useful", "")].map(|(name, kind)| (name.to_owned(), output(kind)));
+        Story { samples, output: Outputs::Named(outputs.into()), ..Story::default() }
+    };
+    let all = |useful: f64| json!({ "polite_reason": "please", "polite_verdict": true, "tone_reason": "t", "tone_verdict": "kind", "useful_reason": "u", "useful_verdict": useful });
+    let told = |judgement: &Judgement| {
+        let one = |named: &super::super::Named| match &named.outcome {
+            Outcome::Scored { value, reason, .. } => (named.part.clone().unwrap(), Ok(*value), reason.clone()),
+            other => (named.part.clone().unwrap(), Err(other.kind()), other.reason().to_owned()),
+        };
+        judgement.outcomes.iter().map(one).collect::<Vec<_>>()
+    };
+    // One that lacks a score is asked for again, whole.
+    let mut lacks = all(4.0);
+    lacks.as_object_mut().unwrap().remove("useful_verdict");
+    let (judgement, asked) = named(1).told([says(&lacks.to_string()), says(&format!("```json\n{}\n```", all(4.0)))]).await;
+    assert_eq!(told(&judgement), [("polite", 1.0, "please"), ("tone", 1.0, "t"), ("useful", 0.75, "u")].map(|(name, value, why)| (name.to_owned(), Ok(value), why.to_owned())));
+    assert!(asked[1].messages.last().unwrap().text.contains("has no `useful_verdict`"), "{:?}", asked[1].messages);
+    assert_eq!(asked[0].schema.as_ref().unwrap()["required"], json!(["polite_reason", "polite_verdict", "tone_reason", "tone_verdict", "useful_reason", "useful_verdict"]));
+
+    let (judgement, _) = named(2).told([says(&all(1.0).to_string()), says(&all(5.0).to_string())]).await;
+    assert_eq!(told(&judgement)[2].1, Ok(0.5));
+    assert_eq!(judgement.usage.cost_usd, Some(1.0), "two calls, not six");
+    // One out of range is no verdict for any of them: a model that misses the scale of one is not believed about the rest.
+    let (judgement, _) = named(1).told([says(&all(9.0).to_string()), says(&all(9.0).to_string())]).await;
+    assert!(told(&judgement).iter().all(|(_, value, reason)| *value == Err("failed") && reason.contains("out of range")), "{:?}", told(&judgement));
 }

@@ -86,53 +86,66 @@ pub(super) enum Fault {
 impl Output {
     /// What the answer has to look like, in words for the model.
     pub fn form(&self) -> String {
+        format!(r#"{{"reason": "<one or two sentences>", "{}": {}}}"#, self.keys()[0], self.blank())
+    }
+
+    /// What stands for the verdict in [`Output::form`].
+    pub fn blank(&self) -> String {
         match self {
-            Self::Score { min, max } => format!(r#"{{"reason": "<one or two sentences>", "score": <a number from {min} to {max}>}}"#),
-            Self::Boolean {} => r#"{"reason": "<one or two sentences>", "passed": <true for yes, false for no>}"#.to_owned(),
-            Self::Categories { categories, .. } => format!(r#"{{"reason": "<one or two sentences>", "label": <one of {}>}}"#, json!(categories)),
+            Self::Score { min, max } => format!("<a number from {min} to {max}>"),
+            Self::Boolean {} => "<true for yes, false for no>".to_owned(),
+            Self::Categories { categories, .. } => format!("<one of {}>", json!(categories)),
         }
     }
 
     /// In the subset that strict modes take: every property required, no bounds (they stand in the description).
     pub fn schema(&self) -> Value {
-        let (key, verdict) = match self {
-            Self::Score { min, max } => ("score", json!({ "type": "number", "description": format!("from {min} to {max}") })),
-            Self::Boolean {} => ("passed", json!({ "type": "boolean", "description": "true for yes, false for no" })),
-            Self::Categories { categories, .. } => ("label", json!({ "type": "string", "enum": categories })),
-        };
+        let key = self.keys()[0];
         let mut properties = Map::from_iter([("reason".to_owned(), json!({ "type": "string", "description": "one or two sentences" }))]);
-        properties.insert(key.to_owned(), verdict);
+        properties.insert(key.to_owned(), self.verdict_schema());
         json!({ "type": "object", "properties": properties, "required": ["reason", key], "additionalProperties": false })
     }
 
-    /// The words under which models give a verdict.
+    /// Of the verdict alone.
+    pub fn verdict_schema(&self) -> Value {
+        match self {
+            Self::Score { min, max } => json!({ "type": "number", "description": format!("from {min} to {max}") }),
+            Self::Boolean {} => json!({ "type": "boolean", "description": "true for yes, false for no" }),
+            Self::Categories { categories, .. } => json!({ "type": "string", "enum": categories }),
+        }
+    }
+
+    /// The words under which models give a verdict; the first is the one that is asked for. It sorts behind `reason`: a model
+    /// that is held to a schema fills it in from top to bottom, and should have thought before it judges.
     fn keys(&self) -> &'static [&'static str] {
         match self {
             Self::Score { .. } => &["score", "rating", "value"],
-            Self::Boolean {} => &["passed", "verdict", "answer", "value"],
-            Self::Categories { .. } => &["label", "category", "verdict", "value"],
+            Self::Boolean {} => &["verdict", "passed", "answer", "value"],
+            Self::Categories { .. } => &["verdict", "label", "category", "value"],
         }
     }
 
     /// # Errors
     /// Why the reply holds no verdict.
     pub fn read(&self, reply: &Reply) -> Result<Outcome, Fault> {
-        match reply.stop {
-            // Even where it looks complete: what was cut off may have been the answer, and this its draft.
-            Stop::Length => return Err(Fault::Cut),
-            Stop::Refusal => return Err(Fault::Refused(text::one_line(&reply.text, 200))),
-            Stop::End if reply.text.trim().is_empty() => return Err(Fault::Form("is empty".to_owned())),
-            Stop::End => {}
-        }
-        let found = answer::object(&reply.text, self.keys()).ok_or_else(|| Fault::Form(format!("holds no verdict: `{}`", text::one_line(&reply.text, 120))))?;
+        let text = text_of(reply)?;
+        let found = answer::object(text, self.keys()).ok_or_else(|| Fault::Form(format!("holds no verdict: `{}`", text::one_line(text, 120))))?;
         let verdict = answer::get(&found.object, self.keys()).unwrap_or(&Value::Null);
-        let reason = answer::get(&found.object, &REASONS).and_then(Value::as_str).map(str::trim).filter(|reason| !reason.is_empty());
+        self.verdict(verdict, answer::get(&found.object, &REASONS), found.repaired, text)
+    }
+
+    /// `repaired`: the object was not valid JSON as it stood in `text`.
+    ///
+    /// # Errors
+    /// Why the verdict is none.
+    pub fn verdict(&self, verdict: &Value, reason: Option<&Value>, repaired: bool, text: &str) -> Result<Outcome, Fault> {
+        let reason = reason.and_then(Value::as_str).map(str::trim).filter(|reason| !reason.is_empty());
         let reason = reason.unwrap_or("the judge gave no reason").to_owned();
         let unreadable = || Fault::Form(format!("has the verdict `{}`, which is not what was asked for", text::one_line(&verdict.to_string(), 60)));
         match self {
             Self::Score { min, max } => {
                 let raw = number(verdict, *max).ok_or_else(unreadable)?;
-                if (found.repaired || !verdict.is_number()) && !stands_in(&reply.text, raw) {
+                if (repaired || !verdict.is_number()) && !stands_in(text, raw) {
                     return Err(unreadable());
                 }
                 if !(*min..=*max).contains(&raw) {
@@ -157,6 +170,20 @@ impl Output {
                 Ok(Outcome::Scored { value, raw: None, label: Some(label.clone()), passed, reason })
             }
         }
+    }
+}
+
+/// An answer that may be read.
+///
+/// # Errors
+/// Why it may not.
+pub(super) fn text_of(reply: &Reply) -> Result<&str, Fault> {
+    match reply.stop {
+        // Even where it looks complete: what was cut off may have been the answer, and this its draft.
+        Stop::Length => Err(Fault::Cut),
+        Stop::Refusal => Err(Fault::Refused(text::one_line(&reply.text, 200))),
+        Stop::End if reply.text.trim().is_empty() => Err(Fault::Form("is empty".to_owned())),
+        Stop::End => Ok(&reply.text),
     }
 }
 
