@@ -144,7 +144,9 @@ async fn an_event_taken_before_a_kill_is_a_replay_after_it() {
     daemon.kill9().await;
     let _daemon = site.daemon().await;
     assert_eq!(hook(&site, Some(&header), body.as_bytes()).await, 400);
-    site.until("the message, once", |world| world.slack.messages().len() == 1).await;
+    // Slack is told at least once: the kill may have come between its answer and the record of it.
+    site.until("the message", |world| !world.slack.messages().is_empty()).await;
+    assert!(site.world.slack.messages().len() <= 2);
     assert_eq!(told.lock().unwrap().len(), 1);
     server.abort();
 }
