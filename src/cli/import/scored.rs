@@ -118,7 +118,7 @@ struct Columns {
 
 impl Columns {
     fn find(header: &csv::ByteRecord) -> Result<Self, String> {
-        let find = |name: &str| header.iter().position(|column| column.trim_ascii().trim_start_with_bom().eq_ignore_ascii_case(name.as_bytes()));
+        let find = |name: &str| header.iter().position(|column| column.trim_ascii().eq_ignore_ascii_case(name.as_bytes()));
         let item = find("item_id").or_else(|| find("dataset_id"));
         let source = match find("source_key") {
             Some(key) => [Some(key), None],
@@ -133,16 +133,6 @@ impl Columns {
             }
             _ => Err("expected the columns `source_key,monitor_key,item_id` (or `dataset_id,source_type,source_name`) in the first line".to_owned()),
         }
-    }
-}
-
-trait Bom {
-    fn trim_start_with_bom(&self) -> &[u8];
-}
-
-impl Bom for [u8] {
-    fn trim_start_with_bom(&self) -> &[u8] {
-        self.strip_prefix(b"\xef\xbb\xbf").unwrap_or(self)
     }
 }
 
@@ -253,7 +243,7 @@ mod tests {
     fn both_headers_of_the_older_tool_are_known() {
         let plain = columns(&["source_key", "monitor_key", "item_id"]).unwrap();
         assert_eq!(plain, Columns { item: 2, source: [Some(0), None], monitor: Some(1), width: 3 });
-        let own = columns(&["\u{feff}dataset_id", " Source_Type ", "source_name", "created_at"]).unwrap();
+        let own = columns(&["dataset_id", " Source_Type ", "source_name", "created_at"]).unwrap();
         assert_eq!(own, Columns { item: 0, source: [Some(1), Some(2)], monitor: None, width: 3 });
         for header in [&["a", "b", "c"][..], &["source_key", "item_id"], &["source_key", "monitor_key"], &["dataset_id", "source_type"], &[]] {
             assert!(columns(header).unwrap_err().contains("source_key,monitor_key,item_id"), "{header:?}");

@@ -1,6 +1,6 @@
 //! `source:` of the older tool, in its four types.
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::Duration};
 
 use regex::Regex;
 
@@ -10,7 +10,7 @@ use super::{
     report::{Fate, Report},
     yaml::{List, Map},
 };
-use crate::util::{text::one_line, yaml::Value};
+use crate::util::{duration::Human, text::one_line};
 
 /// What came of a source.
 pub(super) struct Source {
@@ -50,16 +50,23 @@ pub(super) fn translate(old: &Section, around: &Around, needs: &mut Needs, repor
             block.set("type", "slack");
             name_of(old, name.as_deref(), &mut block, report);
             slack(old, &mut block, needs, report);
-            window(old, &SLACK_WINDOW, around, &mut block, report);
+            let minutes = window(old, &SLACK_WINDOW, around, &mut block, report);
+            threads(minutes, &mut block);
             per_channel(old, &mut block, report);
             ("slack", &[("input", "{{ trace.input }}"), ("output", "{{ trace.output }}")])
         }
         "neon" => {
             block.set("type", "sql");
             name_of(old, name.as_deref(), &mut block, report);
-            sql(old, old.either(["query", "neon_query"]), &mut block, needs, report);
-            window(old, &LANGFUSE_WINDOW, around, &mut block, report);
+            sql(old, old.either(["query", "neon_query"]), &[], &mut block, needs, report);
+            if LANGFUSE_WINDOW.iter().any(|(key, _)| old.has(key)) {
+                window(old, &LANGFUSE_WINDOW, around, &mut block, report);
+            } else {
+                window(old, &SLACK_WINDOW, around, &mut block, report);
+            }
             limit(old, &mut block, report);
+            block.set("id_column", "id");
+            report.say(Fate::Decide, &old.here(), "`id_column: id` says which column an item is known by; it has to hold what the Python extractor gave as the item's id, or the old ledger fits nothing");
             ("sql", &[("input", "{{ trace.row.question }}"), ("output", "{{ trace.row.answer }}")])
         }
         "slack_neon_join" => {
@@ -117,14 +124,14 @@ fn langfuse(old: &Section, name: Option<&str>, around: &Around, block: &mut Map,
     old.drop("fetch_full_traces", "steps of a trace are fetched where a template uses them", report);
 }
 
-/// The newest window of several wins there: days, then hours, then minutes.
-fn window(old: &Section, keys: &[(&'static str, &str)], around: &Around, block: &mut Map, report: &mut Report) {
+/// Days won there over hours, and hours over minutes. The window in minutes, where it is a number.
+fn window(old: &Section, keys: &[(&'static str, &str)], around: &Around, block: &mut Map, report: &mut Report) -> Option<f64> {
     let set: Vec<_> = keys.iter().filter(|(key, _)| old.has(key)).collect();
-    let Some((key, unit)) = set.first() else { return };
+    let (key, unit) = set.first()?;
     for (other, _) in &set[1..] {
         report.say(Fate::Contradiction, &old.place(other), format!("stands beside `{key}`, which won; left out"));
     }
-    let Some(lookback) = old.time(key, unit, report) else { return };
+    let lookback = old.time(key, unit, report)?;
     let minutes = match old.figure(key, report) {
         Some(Figure::Known(n)) => Some(n * if *unit == "d" { 1_440.0 } else if *unit == "h" { 60.0 } else { 1.0 }),
         _ => None,
@@ -140,6 +147,15 @@ fn window(old: &Section, keys: &[(&'static str, &str)], around: &Around, block: 
         format!("a window in place of a watermark: each run looked back {lookback}, wherever the last one had come to, {cost}. Here it is `lookback`, how far the first run reaches; later ones go on from the watermark"),
     );
     block.set("lookback", carried(&lookback));
+    minutes
+}
+
+/// Threads that were begun longer ago are only seen if the source is told so.
+fn threads(minutes: Option<f64>, block: &mut Map) {
+    const BY_DEFAULT: f64 = 7.0 * 1_440.0;
+    if let Some(minutes) = minutes.filter(|minutes| *minutes > BY_DEFAULT) {
+        block.set("thread_window", Human(Duration::from_secs_f64(minutes * 60.0)).to_string());
+    }
 }
 
 fn limit(old: &Section, block: &mut Map, report: &mut Report) {
@@ -172,8 +188,7 @@ fn slack(old: &Section, block: &mut Map, needs: &mut Needs, report: &mut Report)
     let mut bots = old.texts("bot_names", report).unwrap_or_default();
     bots.extend(old.text("bot_name", report).filter(|bot| !bots.contains(bot)));
     if bots.is_empty() {
-        report.say(Fate::Decide, &old.here(), "neither `bot_names` nor `bot_name`: the older tool then took a name of its own; name here who the assistant is");
-        block.comment("bot_names: [..]");
+        report.say(Fate::Changed, &old.here(), "neither `bot_names` nor `bot_name`: there the assistant then had a built-in name, here every bot is the assistant");
     } else {
         block.set("bot_names", carried_all(bots));
         old.taken("bot_names", "bot_names", report);
@@ -241,8 +256,8 @@ fn finds(pattern: &Option<Regex>, text: &str) -> bool {
     pattern.as_ref().is_some_and(|pattern| pattern.is_match(text))
 }
 
-/// The fields of a query, of a source or of a join's right side.
-fn sql(old: &Section, key: &'static str, block: &mut Map, needs: &mut Needs, report: &mut Report) {
+/// The fields of a query, of a source or of a join's right side, whose rows are known by what joins them.
+fn sql(old: &Section, key: &'static str, joined_by: &[String], block: &mut Map, needs: &mut Needs, report: &mut Report) {
     let url = connection_string(old, ["connection_string", "neon_connection_string"], report);
     block.set("connection", needs.postgres(url, "source"));
     let column = old.text("neon_time_column", report).unwrap_or_else(|| "created_at".to_owned());
@@ -254,7 +269,11 @@ fn sql(old: &Section, key: &'static str, block: &mut Map, needs: &mut Needs, rep
     let column = column.rsplit('.').next().unwrap_or_default().to_owned();
     match old.text(key, report) {
         None => report.fault(&old.place(key), "the source needs its query"),
-        Some(query) => block.set("query", windowed(old, key, &query, &column, report)),
+        Some(query) => {
+            let (query, id) = windowed(old, key, &query, &column, joined_by, report);
+            block.set("query", query);
+            block.set_some("id_column", id);
+        }
     }
     if !old.has("neon_time_column") {
         report.say(Fate::Decide, &old.place(key), "no `neon_time_column`: `created_at` is taken; say in `query` and `timestamp_column` which one tells when a row came");
@@ -275,8 +294,11 @@ fn sql(old: &Section, key: &'static str, block: &mut Map, needs: &mut Needs, rep
     old.drop("neon_chunk_size", "rows are streamed, in pages of a bounded size", report);
 }
 
-/// Only what is new: the old query in a window of ours.
-fn windowed(old: &Section, key: &'static str, query: &str, column: &str, report: &mut Report) -> String {
+/// A row of a join had no id of its own there.
+const ROW_ID: &str = "row_id";
+
+/// Only what is new: the old query in a window of ours. And the column that tells rows apart, where it was made here.
+fn windowed(old: &Section, key: &'static str, query: &str, column: &str, joined_by: &[String], report: &mut Report) -> (String, Option<&'static str>) {
     let place = old.place(key);
     if query.contains("${") {
         report.say(Fate::Decide, &place, "nothing is filled in inside `query`: write what the `${..}` stood for");
@@ -287,7 +309,7 @@ fn windowed(old: &Section, key: &'static str, query: &str, column: &str, report:
     let body = query.trim().trim_end_matches(';').trim_end();
     if body.contains(":since") && body.contains(":until") {
         old.taken(key, "query", report);
-        return format!("{body}\n");
+        return (format!("{body}\n"), None);
     }
     report.say(
         Fate::Changed,
@@ -301,7 +323,14 @@ fn windowed(old: &Section, key: &'static str, query: &str, column: &str, report:
         report.say(Fate::Contradiction, &place, "the query has a LIMIT of its own, which cuts rows off before the window chooses. Take it out; the one around it is enough");
     }
     let inside: String = body.lines().map(|line| format!("  {line}\n")).collect();
-    format!("SELECT * FROM (\n{inside}) AS q\nWHERE q.{column} >= :since AND q.{column} < :until\nORDER BY q.{column}\nLIMIT :limit\n")
+    let (columns, id) = match joined_by {
+        [] => ("*".to_owned(), None),
+        columns => {
+            let parts: String = columns.iter().map(|column| format!("q.{column}, ")).collect();
+            (format!("q.*, concat_ws('-', {parts}q.{column}) AS {ROW_ID}"), Some(ROW_ID))
+        }
+    };
+    (format!("SELECT {columns} FROM (\n{inside}) AS q\nWHERE q.{column} >= :since AND q.{column} < :until\nORDER BY q.{column}\nLIMIT :limit\n"), id)
 }
 
 /// Where a database is. A password that stands in the old file is not repeated.
@@ -323,14 +352,12 @@ pub(super) fn connection_string(old: &Section, keys: [&'static str; 2], report: 
 fn join(old: &Section, name: Option<&str>, around: &Around, block: &mut Map, needs: &mut Needs, report: &mut Report) {
     block.set("type", "join");
     name_of(old, name, block, report);
-    window(old, &SLACK_WINDOW, around, block, report);
+    let minutes = window(old, &SLACK_WINDOW, around, block, report);
     per_channel(old, block, report);
     let mut left = Map::default();
     left.set("type", "slack");
     slack(old, &mut left, needs, report);
-    let mut right = Map::default();
-    right.set("type", "sql");
-    sql(old, old.either(["neon_query", "query"]), &mut right, needs, report);
+    threads(minutes, &mut left);
     let columns = |key: &'static str, before: &str, report: &mut Report| {
         let columns = old.texts(key, report).filter(|columns| !columns.is_empty());
         let sound = columns.as_ref().is_some_and(|columns| columns.iter().all(|column| finds(&COLUMN, column) && !column.contains('.')));
@@ -343,15 +370,13 @@ fn join(old: &Section, name: Option<&str>, around: &Around, block: &mut Map, nee
     };
     let of_slack: Vec<String> = columns("slack_join_columns", "trace.", report);
     let of_neon: Vec<String> = columns("neon_join_columns", "trace.row.", report);
+    let joined_by: Vec<String> = of_neon.iter().filter_map(|column| column.strip_prefix("trace.row.")).map(str::to_owned).collect();
     if of_slack.len() != of_neon.len() && !of_slack.is_empty() && !of_neon.is_empty() {
         report.fault(&old.place("neon_join_columns"), format!("as many columns as in `slack_join_columns`, which has {}", of_slack.len()));
     }
-    // A row is known by what joins it; the item's id is the thread's.
-    if let Some(Value::Seq(items)) = old.get("neon_join_columns").map(|node| &node.value)
-        && let Some(last) = items.last().and_then(|item| item.as_str())
-    {
-        right.set("id_column", last);
-    }
+    let mut right = Map::default();
+    right.set("type", "sql");
+    sql(old, old.either(["neon_query", "query"]), &joined_by, &mut right, needs, report);
     for column in of_slack.iter().filter(|column| !["trace.channel_id", "trace.thread_ts"].contains(&column.as_str())) {
         report.say(Fate::Decide, &old.place("slack_join_columns"), format!("a thread has trace.channel_id and trace.thread_ts; is `{column}` there?"));
     }

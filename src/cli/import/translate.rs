@@ -102,7 +102,7 @@ pub(super) fn translate(tree: &Node, file: &str, stem: &str) -> Result<Translati
 
 fn version(top: &Section, report: &mut Report) {
     match top.text("version", report) {
-        Some(version) if VERSIONS.contains(&version.as_str()) => {}
+        Some(version) if VERSIONS.contains(&version.as_str()) => report.say(Fate::Taken, &top.place("version"), "read as 1.0"),
         Some(version) => report.fault(&top.place("version"), format!("version `{}` of the older tool's files is not known: 1.0 is", one_line(&version, 20))),
         None if top.has("version") => {}
         None => report.say(Fate::Decide, &top.place("version"), "no `version`: read as 1.0"),
