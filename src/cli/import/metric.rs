@@ -70,7 +70,11 @@ pub(super) fn translate(old: &Section, thresholds: &Section, pace: &Pace, needs:
         stand_in.set("name", "answered");
         stand_in.set("type", "length");
         stand_in.set("min", 1_u64);
-        report.say(Fate::Decide, &old.here(), "none of the metrics is one of ours: `answered` (there is an answer) stands in, so that the monitor loads; take it out once another one is there");
+        report.say(
+            Fate::Decide,
+            &old.here(),
+            "none of the metrics is one of ours: `answered` (there is an answer) stands in, so that the monitor loads; take it out once another one is there",
+        );
         metrics.push(stand_in);
     }
     metrics
@@ -97,7 +101,10 @@ fn metric(label: &str, of: &Section, thresholds: &Section, pace: &Pace, metrics:
             report.say(
                 Fate::Changed,
                 &of.place("class"),
-                format!("`{}` is judged by the rubric `{rubric}` in one question, not by the framework's steps: compare the scores before you rely on a threshold", one_line(&class, 60)),
+                format!(
+                    "`{}` is judged by the rubric `{rubric}` in one question, not by the framework's steps: compare the scores before you rely on a threshold",
+                    one_line(&class, 60)
+                ),
             );
             asks_for(wants, of, report);
             metrics.push(metric);
@@ -118,7 +125,11 @@ fn metric(label: &str, of: &Section, thresholds: &Section, pace: &Pace, metrics:
             metric.set("command", ["python3".to_owned(), format!("metrics/{}.py", super::needs::slug(name))].into_iter().collect::<List>());
             metric.set_some("threshold", threshold);
             let shown = format!("`{}`", one_line(&class, 120));
-            report.say(Fate::Decide, &of.place("class"), format!("{shown} is a Python class and has no counterpart: a commented `exec` block waits for the command that runs it"));
+            report.say(
+                Fate::Decide,
+                &of.place("class"),
+                format!("{shown} is a Python class and has no counterpart: a commented `exec` block waits for the command that runs it"),
+            );
             for key in ["llm_provider", "model_name"] {
                 of.drop(key, "the command chooses its model", report);
             }

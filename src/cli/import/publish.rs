@@ -36,6 +36,8 @@ pub(super) fn translate(old: &Section, needs: &mut Needs, report: &mut Report) -
         report.say(Fate::Taken, &old.place("push_to_db"), "publish, type postgres: the same tables and columns; `assayd postgres init` makes what is missing");
     } else {
         // As above.
+        old.taken("push_to_db", "publish: no sink of type postgres", report);
+        old.drop("database", "switched off by `push_to_db`", report);
         let _ = postgres(&database, &mut Needs::default(), &mut Report::default());
     }
     if old.is_set("trace_experiment", false, report) {

@@ -48,6 +48,12 @@ impl Report {
         self.faults.push(Fault::new(&place.at, format!("`{}`: {}", place.key, message.into())));
     }
 
+    /// Whether anything was said of a key or of what it stands in.
+    #[cfg(test)]
+    pub(super) fn speaks_of(&self, key: &str) -> bool {
+        self.said.iter().any(|(_, place, _)| place.key == key)
+    }
+
     pub(super) fn render(&self) -> String {
         let mut out = String::new();
         for (fate, title) in FATES {

@@ -80,7 +80,9 @@ impl Items {
 pub(super) fn import(overrides: &Overrides, csv: &Path, translation: &Translation) -> Result<Items, Failure> {
     let ledger = &translation.ledger;
     if [&ledger.monitor, &ledger.source, &ledger.old_monitor].iter().any(|key| key.contains("${")) {
-        return Err(Failure::Usage("a `${NAME}` stands in the monitor's or the source's name, which the ledger's keys are made of: write the names out".to_owned()));
+        return Err(Failure::Usage(
+            "a `${NAME}` stands in the monitor's or the source's name, which the ledger's keys are made of: write the names out".to_owned(),
+        ));
     }
     let shown = csv.display().to_string();
     let file = std::fs::File::open(csv).map_err(|error| Failure::Usage(format!("{shown} cannot be read: {error}")))?;

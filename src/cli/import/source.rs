@@ -118,7 +118,11 @@ fn langfuse(old: &Section, name: Option<&str>, around: &Around, block: &mut Map,
     window(old, &LANGFUSE_WINDOW, around, block, report);
     limit(old, block, report);
     if old.has("trace_ids") {
-        report.say(Fate::Decide, &old.place("trace_ids"), "a fixed list is no monitoring, and is left out; `source.filter` chooses by an expression over `trace`");
+        report.say(
+            Fate::Decide,
+            &old.place("trace_ids"),
+            "a fixed list is no monitoring, and is left out; `source.filter` chooses by an expression over `trace`",
+        );
     }
     old.drop("timeout", "`retry` of assayd.yaml is for every call", report);
     old.drop("fetch_full_traces", "steps of a trace are fetched where a template uses them", report);
@@ -133,7 +137,15 @@ fn window(old: &Section, keys: &[(&'static str, &str)], around: &Around, block: 
     }
     let lookback = old.time(key, unit, report)?;
     let minutes = match old.figure(key, report) {
-        Some(Figure::Known(n)) => Some(n * if *unit == "d" { 1_440.0 } else if *unit == "h" { 60.0 } else { 1.0 }),
+        Some(Figure::Known(n)) => Some(
+            n * if *unit == "d" {
+                1_440.0
+            } else if *unit == "h" {
+                60.0
+            } else {
+                1.0
+            },
+        ),
         _ => None,
     };
     let cost = match (minutes, around.every_minutes) {
@@ -173,7 +185,11 @@ fn per_channel(old: &Section, block: &mut Map, report: &mut Report) {
         Figure::Known(n) => Figure::Known(n * channels as f64),
         variable => variable,
     };
-    report.say(Fate::Changed, &old.place("limit"), "it was of messages and a channel; here it is of threads and a run, over all channels, oldest first, and the rest is left to the next run");
+    report.say(
+        Fate::Changed,
+        &old.place("limit"),
+        "it was of messages and a channel; here it is of threads and a run, over all channels, oldest first, and the rest is left to the next run",
+    );
     block.set("limit", limit);
 }
 
@@ -188,7 +204,11 @@ fn slack(old: &Section, block: &mut Map, needs: &mut Needs, report: &mut Report)
     let mut bots = old.texts("bot_names", report).unwrap_or_default();
     bots.extend(old.text("bot_name", report).filter(|bot| !bots.contains(bot)));
     if bots.is_empty() {
-        report.say(Fate::Changed, &old.here(), "neither `bot_names` nor `bot_name`: there the assistant then had a built-in name, here every bot is the assistant");
+        report.say(
+            Fate::Changed,
+            &old.here(),
+            "neither `bot_names` nor `bot_name`: there the assistant then had a built-in name, here every bot is the assistant",
+        );
     } else {
         block.set("bot_names", carried_all(bots));
         old.taken("bot_names", "bot_names", report);
@@ -276,7 +296,11 @@ fn sql(old: &Section, key: &'static str, joined_by: &[String], block: &mut Map, 
         }
     }
     if !old.has("neon_time_column") {
-        report.say(Fate::Decide, &old.place(key), "no `neon_time_column`: `created_at` is taken; say in `query` and `timestamp_column` which one tells when a row came");
+        report.say(
+            Fate::Decide,
+            &old.place(key),
+            "no `neon_time_column`: `created_at` is taken; say in `query` and `timestamp_column` which one tells when a row came",
+        );
     }
     old.taken("neon_time_column", "timestamp_column, and the window of the query", report);
     block.set("timestamp_column", column);
@@ -288,7 +312,11 @@ fn sql(old: &Section, key: &'static str, joined_by: &[String], block: &mut Map, 
     old.taken("neon_timeout_seconds", "timeout", report);
     if let Some(field) = old.text("has_field", report) {
         block.set("required", std::iter::once(field).collect::<List>());
-        report.say(Fate::Changed, &old.place("has_field"), "`required`: a row without it is an item that failed, with the reason; before, it was skipped and nobody heard of it");
+        report.say(
+            Fate::Changed,
+            &old.place("has_field"),
+            "`required`: a row without it is an item that failed, with the reason; before, it was skipped and nobody heard of it",
+        );
     }
     old.drop("chunk_size", "rows are streamed, in pages of a bounded size", report);
     old.drop("neon_chunk_size", "rows are streamed, in pages of a bounded size", report);
@@ -320,7 +348,11 @@ fn windowed(old: &Section, key: &'static str, query: &str, column: &str, joined_
         report.say(Fate::Contradiction, &place, "the query has a window of its own (`now()`, `interval`): what came before it is never seen after a pause. Take it out; the one around it is enough");
     }
     if finds(&OWN_LIMIT, body) {
-        report.say(Fate::Contradiction, &place, "the query has a LIMIT of its own, which cuts rows off before the window chooses. Take it out; the one around it is enough");
+        report.say(
+            Fate::Contradiction,
+            &place,
+            "the query has a LIMIT of its own, which cuts rows off before the window chooses. Take it out; the one around it is enough",
+        );
     }
     let inside: String = body.lines().map(|line| format!("  {line}\n")).collect();
     let (columns, id) = match joined_by {

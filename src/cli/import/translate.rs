@@ -95,8 +95,7 @@ pub(super) fn translate(tree: &Node, file: &str, stem: &str) -> Result<Translati
         report.faults.sort();
         return Err(report.faults);
     }
-    let ledger =
-        Ledger { source: format!("{}:{}", key.kind, key.name.as_deref().unwrap_or(&name)), monitor: name.clone(), old_source: old_key, old_monitor };
+    let ledger = Ledger { source: format!("{}:{}", key.kind, key.name.as_deref().unwrap_or(&name)), monitor: name.clone(), old_source: old_key, old_monitor };
     Ok(Translation { name, monitor, needs, report, ledger })
 }
 
@@ -183,7 +182,11 @@ fn extract(source: &Section, templates: &[(&str, &str)], monitor: &mut Map, repo
     for key in ["extractor", "prompt_patterns"] {
         if let Some(path) = source.text(key, report) {
             let shown = format!("`{}`", one_line(&path, 120));
-            report.say(Fate::Decide, &source.place(key), format!("{shown} is Python: a commented `extract` block waits for templates that do its work; until then the defaults hold"));
+            report.say(
+                Fate::Decide,
+                &source.place(key),
+                format!("{shown} is Python: a commented `extract` block waits for templates that do its work; until then the defaults hold"),
+            );
             python.push(shown);
         }
     }
@@ -278,7 +281,11 @@ fn pace(old: &Section, report: &mut Report) -> (Option<Figure>, Pace) {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and a million")]
             let rpm = (lanes * 60.0 / delay).floor().clamp(1.0, 1_000_000.0) as u64;
             pace.rpm = Some(rpm);
-            report.say(Fate::Changed, &old.place("throttle_delay"), format!("a pause after each call: `limits: {{ rpm: {rpm} }}` of the profile, over all monitors"));
+            report.say(
+                Fate::Changed,
+                &old.place("throttle_delay"),
+                format!("a pause after each call: `limits: {{ rpm: {rpm} }}` of the profile, over all monitors"),
+            );
         }
         Some(Figure::Known(delay)) if delay < 0.0 => report.fault(&old.place("throttle_delay"), "expected seconds, at least 0"),
         Some(Figure::Variable(_)) => report.say(Fate::Decide, &old.place("throttle_delay"), "a pause after each call: give the profile `limits: { rpm: .. }`"),
@@ -309,13 +316,18 @@ fn scored_store(top: &Section, old_source: &str, old_monitor: &str, report: &mut
     let path = old.text("file_path", report);
     let hint = match kind.as_deref() {
         None if !old.is_there() => return,
-        Some("csv") => format!("give it to `--scored-items {}`, and nothing is judged again", one_line(path.as_deref().unwrap_or("data/scored_items.csv"), 200)),
+        Some("csv") => {
+            format!("give it to `--scored-items {}`, and nothing is judged again", one_line(path.as_deref().unwrap_or("data/scored_items.csv"), 200))
+        }
         Some("db" | "database") => {
             let text = |text: &str| one_line(text, 100).replace('\'', "''");
             let (kind, name) = old_source.split_once(':').unwrap_or((old_source, ""));
             format!(
                 "its items are in a table: `psql -c \"\\copy (SELECT DISTINCT '{}' AS source_key, '{}' AS monitor_key, dataset_id AS item_id FROM evaluation_dataset WHERE source_type = '{}' AND source_name = '{}') TO 'scored_items.csv' CSV HEADER\"`, then `--scored-items scored_items.csv`",
-                text(old_source), text(old_monitor), text(kind), text(name)
+                text(old_source),
+                text(old_monitor),
+                text(kind),
+                text(name)
             )
         }
         _ => "without a store every window was scored anew; here each item is decided once".to_owned(),
@@ -325,4 +337,85 @@ fn scored_store(top: &Section, old_source: &str, old_monitor: &str, report: &mut
     let fate = if matches!(kind.as_deref(), Some("csv" | "db" | "database")) { Fate::Decide } else { Fate::Contradiction };
     report.say(fate, &old.here(), hint);
     old.finish(report);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::util::yaml::parse;
+
+    fn translated(old: &str) -> Translation {
+        let tree = parse("old.yaml", old.as_bytes()).unwrap().remove(0);
+        translate(&tree, "old.yaml", "old").unwrap_or_else(|faults| panic!("{faults:?}"))
+    }
+
+    const OLD: [&str; 3] = [
+        include_str!("../../../tests/fixtures/import/langfuse.yaml"),
+        include_str!("../../../tests/fixtures/import/neon.yaml"),
+        include_str!("../../../tests/fixtures/import/slack_neon_join.yaml"),
+    ];
+
+    /// Keys of which nothing is said, neither of themselves nor of each of their parts.
+    fn silent(node: &Node, path: &str, report: &Report) -> Vec<String> {
+        match node.as_map() {
+            _ if !path.is_empty() && report.speaks_of(path) => Vec::new(),
+            Some(map) => {
+                map.iter().flat_map(|(key, _, value)| silent(value, &if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, report)).collect()
+            }
+            None => vec![path.to_owned()],
+        }
+    }
+
+    #[test]
+    fn of_every_key_it_is_told_what_became_of_it() {
+        for old in OLD {
+            let tree = parse("old.yaml", old.as_bytes()).unwrap().remove(0);
+            assert_eq!(silent(&tree, "", &translated(old).report), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_told_wherever_it_stands() {
+        for (old, path) in [
+            ("name: x\n", "strange"),
+            ("  type: langfuse\n", "source.strange"),
+            ("  interval_minutes: 60\n", "schedule.strange"),
+            ("  strategy: random\n", "sampling.strange"),
+            ("    class: \"answer_relevancy\"\n", "metrics_config.Relevancy.strange"),
+            ("  max_concurrent: 4\n", "evaluation.strange"),
+            ("  push_to_db: false\n", "publishing.strange"),
+            ("  type: csv\n", "scored_store.strange"),
+        ] {
+            let whole = OLD[0].replace("name: Support_Answers\n", "name: x\n");
+            let indent = old.len() - old.trim_start().len();
+            assert!(whole.contains(old), "{old}");
+            let whole = whole.replacen(old, &format!("{old}{}strange: 1\n", " ".repeat(indent)), 1);
+            assert!(translated(&whole).report.speaks_of(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_ledgers_keys_are_those_of_both_tools() {
+        let keys = OLD.map(|old| {
+            let Ledger { old_source, old_monitor, source, monitor } = translated(old).ledger;
+            [old_source, old_monitor, source, monitor].join(" ")
+        });
+        assert_eq!(
+            keys,
+            [
+                "langfuse:support-bot Support_Answers langfuse:support-bot support_answers",
+                "neon:cases cases sql:cases cases",
+                "slack_neon_join:support support_threads join:support support_threads"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_variable_holds_is_left_to_the_run() {
+        let old = OLD[0].replace("days_back: 1", "days_back: \"${DAYS:-3}\"").replace("limit: 100", "limit: ${LIMIT}").replace("\"prod\"", "\"a$$b\"");
+        let monitor = translated(&old).monitor.render();
+        for line in ["  lookback: \"${DAYS:-3}d\"\n", "  limit: \"${LIMIT}\"\n", "  tags: [\"a$$$$b\"]\n"] {
+            assert!(monitor.contains(line), "{line}\n{monitor}");
+        }
+    }
 }

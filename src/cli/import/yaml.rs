@@ -280,7 +280,8 @@ fn quoted(text: &str) -> String {
 
 /// Characters that YAML takes as they are and that a reader sees as they are.
 fn shown(c: char) -> bool {
-    let unseen = c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}');
+    let unseen =
+        c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}');
     !unseen
 }
 
@@ -342,7 +343,7 @@ mod tests {
         }
     }
 
-    fn text() -> impl Strategy<Value = String> {
+    fn text() -> BoxedStrategy<String> {
         // Anything at all, what looks like YAML, and lines.
         prop_oneof![
             any::<String>(),
@@ -350,28 +351,28 @@ mod tests {
             "([a-z #:'\"\\\\-]{0,6}\n){1,4}[a-z ]{0,3}",
             prop_oneof![Just("null"), Just("yes"), Just("1e3"), Just("0x1F"), Just("---"), Just("- a"), Just("${A:-b}"), Just("~")].prop_map(str::to_owned),
         ]
+        .boxed()
     }
 
-    fn line<T: std::fmt::Debug + Clone + 'static>(of: impl Strategy<Value = T> + Clone + 'static) -> impl Strategy<Value = Line<T>> {
+    fn line<T: std::fmt::Debug + Clone + 'static>(of: BoxedStrategy<T>) -> impl Strategy<Value = Line<T>> {
         prop_oneof![6 => of.clone().prop_map(Line::Of), 1 => of.prop_map(Line::Off), 1 => text().prop_map(Line::Comment)]
     }
 
-    fn value() -> impl Strategy<Value = Yaml> {
+    fn value() -> BoxedStrategy<Yaml> {
         let leaf = prop_oneof![
             4 => text().prop_map(Yaml::Text),
             1 => any::<i64>().prop_map(|n| Yaml::Bare(n.to_string())),
             1 => any::<bool>().prop_map(Yaml::from),
         ];
-        leaf.prop_recursive(4, 40, 5, |inner| {
-            prop_oneof![
-                proptest::collection::vec(line(inner.clone()), 0..5).prop_map(|lines| Yaml::List(List(lines))),
-                map(inner).prop_map(Yaml::Map),
-            ]
-        })
+        let nested = leaf.prop_recursive(4, 40, 5, |inner| {
+            let list = proptest::collection::vec(line(inner.clone()), 0..5).prop_map(|lines| Yaml::List(List(lines)));
+            prop_oneof![list, map(inner).prop_map(Yaml::Map)]
+        });
+        nested.boxed()
     }
 
-    fn map(inner: impl Strategy<Value = Yaml> + Clone + 'static) -> impl Strategy<Value = Map> {
-        proptest::collection::vec(line((text(), inner)), 0..5).prop_map(|mut lines| {
+    fn map(inner: BoxedStrategy<Yaml>) -> impl Strategy<Value = Map> {
+        proptest::collection::vec(line((text(), inner).boxed()), 0..5).prop_map(|mut lines| {
             // A key stands once; `<<` is YAML's own word.
             let mut seen = std::collections::BTreeSet::new();
             lines.retain(|line| if let Line::Of((key, _)) = line { key != "<<" && seen.insert(key.clone()) } else { true });
