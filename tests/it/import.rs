@@ -170,7 +170,7 @@ async fn a_broken_file_is_told_with_its_place_and_nothing_is_written() {
     let site = Site::new().await;
     let sound = LANGFUSE;
     for (old, wanted) in [
-        ("name: [\n", vec!["old.yaml:2:"]),
+        ("name: [\n", vec!["old.yaml:1:7", "not valid YAML"]),
         ("", vec!["old.yaml:1:1", "holds nothing"]),
         ("a: 1\n---\nb: 2\n", vec!["old.yaml:3:1", "one document"]),
         ("- a\n", vec!["old.yaml:1:1", "expected a mapping, found a list"]),

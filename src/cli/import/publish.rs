@@ -9,7 +9,8 @@ use super::{
 };
 use crate::util::text::one_line;
 
-pub(super) fn translate(old: &Section, needs: &mut Needs, report: &mut Report) -> List {
+/// `source` is the type of our source.
+pub(super) fn translate(old: &Section, source: &str, needs: &mut Needs, report: &mut Report) -> List {
     let mut sinks = List::default();
     let experiment = old.section("experiment", report);
     let database = old.section("database", report);
@@ -24,6 +25,13 @@ pub(super) fn translate(old: &Section, needs: &mut Needs, report: &mut Report) -
         let _ = langfuse(old, &experiment, false, false, &mut Needs::default(), &mut Report::default());
     }
     old.taken("push_to_langfuse", "publish, type langfuse: scores on traces", report);
+    if wants_scores && source != "langfuse" {
+        report.say(
+            Fate::Decide,
+            &old.place("push_to_langfuse"),
+            format!("a score hangs on the Langfuse trace whose id is the item's; items of `{source}` have ids of their own: keep `scores: true` only if those are traces"),
+        );
+    }
     if wants_scores && wants_experiment {
         report.say(
             Fate::Contradiction,

@@ -342,7 +342,7 @@ fn windowed(old: &Section, key: &'static str, query: &str, column: &str, joined_
     report.say(
         Fate::Changed,
         &place,
-        format!("it read its whole table each time; now it stands in a window (`{column} >= :since AND {column} < :until`), so a run reads what is new"),
+        format!("it was asked whole each time; now it stands in a window (`{column} >= :since AND {column} < :until`), so a run reads what is new"),
     );
     if finds(&OWN_WINDOW, body) {
         report.say(Fate::Contradiction, &place, "the query has a window of its own (`now()`, `interval`): what came before it is never seen after a pause. Take it out; the one around it is enough");

@@ -84,7 +84,7 @@ pub(super) fn translate(tree: &Node, file: &str, stem: &str) -> Result<Translati
     }
     evaluation.finish(&mut report);
     let publishing = top.section("publishing", &mut report);
-    let sinks = publish::translate(&publishing, &mut needs, &mut report);
+    let sinks = publish::translate(&publishing, key.kind, &mut needs, &mut report);
     publishing.finish(&mut report);
     if !sinks.is_empty() {
         monitor.set("publish", sinks);
@@ -315,7 +315,6 @@ fn scored_store(top: &Section, old_source: &str, old_monitor: &str, report: &mut
     let kind = old.text("type", report);
     let path = old.text("file_path", report);
     let hint = match kind.as_deref() {
-        None if !old.is_there() => return,
         Some("csv") => {
             format!("give it to `--scored-items {}`, and nothing is judged again", one_line(path.as_deref().unwrap_or("data/scored_items.csv"), 200))
         }
@@ -335,7 +334,7 @@ fn scored_store(top: &Section, old_source: &str, old_monitor: &str, report: &mut
     // Its address is that of the database above, or a secret.
     let _ = old.has("connection_string");
     let fate = if matches!(kind.as_deref(), Some("csv" | "db" | "database")) { Fate::Decide } else { Fate::Contradiction };
-    report.say(fate, &old.here(), hint);
+    report.say(fate, &top.place("scored_store"), hint);
     old.finish(report);
 }
 

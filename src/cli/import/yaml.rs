@@ -146,7 +146,8 @@ impl Map {
         for line in &self.0 {
             write_line(line, indent, out, |(key, value), out| {
                 out.push_str(&" ".repeat(indent));
-                out.push_str(&scalar(key));
+                // `n` and `on` are words for true and false to some, and nobody writes such keys in quotes.
+                out.push_str(&if is_plain(key) { key.clone() } else { quoted(key) });
                 out.push(':');
                 behind(value, indent, out);
             });
@@ -249,13 +250,24 @@ fn literal(text: &str, indent: usize) -> Option<String> {
 
 /// Text on one line: as it is where it cannot be taken for anything else, else in double quotes.
 fn scalar(text: &str) -> String {
-    let plain = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_' || c == '/')
+    // What readers of YAML 1.1 take for true and false: editors have those.
+    let flag = ["y", "n", "yes", "no", "on", "off"].iter().any(|word| text.eq_ignore_ascii_case(word));
+    if !flag && (is_plain(text) || is_duration(text)) { text.to_owned() } else { quoted(text) }
+}
+
+fn is_plain(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_' || c == '/')
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/' | ' '))
         && !text.ends_with(' ')
-        // Read as text here, and by readers of YAML 1.1 too: editors have those.
         && matches!(resolve_scalar(text), Value::String(_))
-        && !["y", "n", "yes", "no", "on", "off"].iter().any(|word| text.eq_ignore_ascii_case(word));
-    if plain { text.to_owned() } else { quoted(text) }
+}
+
+/// `1d`, `6d 22h 40m`: nobody takes these for numbers.
+fn is_duration(text: &str) -> bool {
+    text.split(' ').all(|part| {
+        let unit = part.trim_start_matches(|c: char| c.is_ascii_digit());
+        unit.len() < part.len() && ["d", "h", "m", "s", "ms"].contains(&unit)
+    })
 }
 
 fn quoted(text: &str) -> String {
@@ -297,6 +309,8 @@ mod tests {
         let mut source = Map::default();
         source.set("type", "sql");
         source.set("query", "SELECT *\nFROM answers -- all\n");
+        source.set("lookback", "1d 12h");
+        source.set("n", "1e3");
         source.set("columns", ["id", "created_at"].into_iter().collect::<List>());
         let mut metric = Map::default();
         metric.set("name", "polite");
@@ -309,7 +323,7 @@ mod tests {
         monitor.set("name", "on");
         monitor.set("source", source);
         monitor.set("metrics", metrics);
-        let expected = "# what came of old.yaml\nname: \"on\"\nsource:\n  type: sql\n  query: |\n    SELECT *\n    FROM answers -- all\n  columns: [id, created_at]\n\
+        let expected = "# what came of old.yaml\nname: \"on\"\nsource:\n  type: sql\n  query: |\n    SELECT *\n    FROM answers -- all\n  lookback: 1d 12h\n  n: \"1e3\"\n  columns: [id, created_at]\n\
             metrics:\n  - name: polite\n    threshold: 0.7\n  # decide:\n  # keep it?\n  # - name: polite\n  #   threshold: 0.7\n";
         assert_eq!(monitor.render(), expected);
     }
