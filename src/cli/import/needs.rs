@@ -105,8 +105,10 @@ impl Profile {
     }
 }
 
+type Keys = &'static [(&'static str, &'static str)];
+
 /// What the older tool called `llm_provider` (letters and digits, lower case), our entry of `providers:` and its keys.
-const PROVIDERS: [(&[&str], &str, &[(&str, &str)]); 6] = [
+const PROVIDERS: [(&[&str], &str, Keys); 6] = [
     (&["openai"], "openai", &[("api_key", "${OPENAI_API_KEY}")]),
     (&["anthropic", "claude"], "anthropic", &[("api_key", "${ANTHROPIC_API_KEY}")]),
     (&["azure", "azureopenai"], "azure", &[("base_url", "${AZURE_OPENAI_ENDPOINT}"), ("api_key", "${AZURE_OPENAI_API_KEY}")]),
@@ -115,9 +117,9 @@ const PROVIDERS: [(&[&str], &str, &[(&str, &str)]); 6] = [
     (&["hyperbolic"], "hyperbolic", &[("api_key", "${HYPERBOLIC_API_KEY}")]),
 ];
 
-fn known(provider: &str) -> Option<&'static (&'static [&'static str], &'static str, &'static [(&'static str, &'static str)])> {
+fn known(provider: &str) -> Option<(&'static str, Keys)> {
     let word: String = provider.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
-    PROVIDERS.iter().find(|(words, ..)| words.contains(&word.as_str()))
+    PROVIDERS.iter().find(|(words, ..)| words.contains(&word.as_str())).map(|(_, name, keys)| (*name, *keys))
 }
 
 /// Whether a provider of the older tool is one of ours.
@@ -129,10 +131,10 @@ pub(super) fn is_known(provider: &str) -> bool {
 /// user's to say.
 fn connect(provider: &str) -> (String, Map) {
     let mut map = Map::default();
-    if let Some((_, name, keys)) = known(provider) {
-        map.set("type", *name);
+    if let Some((name, keys)) = known(provider) {
+        map.set("type", name);
         keys.iter().for_each(|(key, value)| map.set(key, *value));
-        return ((*name).to_owned(), map);
+        return (name.to_owned(), map);
     }
     let name = slug(provider);
     let name = if provider.contains("${") || name.is_empty() { "judge".to_owned() } else { name };

@@ -80,10 +80,10 @@ pub(super) fn translate(old: &Section, around: &Around, needs: &mut Needs, repor
         }
     };
     let old_key = format!("{kind}:{}", name.as_deref().unwrap_or("default"));
-    if key != kind {
-        report.say(Fate::Changed, &old.place("type"), format!("`{kind}` is `{key}` here"));
-    } else {
+    if key == kind {
         old.taken("type", "source.type", report);
+    } else {
+        report.say(Fate::Changed, &old.place("type"), format!("`{kind}` is `{key}` here"));
     }
     Some(Source { block, old_key, key: SourceKey { kind: key, name }, templates })
 }
@@ -183,7 +183,7 @@ fn per_channel(old: &Section, block: &mut Map, report: &mut Report) {
     let limit = match limit {
         #[expect(clippy::cast_precision_loss, reason = "channels are few")]
         Figure::Known(n) => Figure::Known(n * channels as f64),
-        variable => variable,
+        Figure::Variable(text) => Figure::Variable(text),
     };
     report.say(
         Fate::Changed,
@@ -268,20 +268,17 @@ fn patterns(old: &Section, block: &mut Map, report: &mut Report) {
     old.taken("drop_message_regexes", "drop_message_regexes", report);
 }
 
-static OWN_WINDOW: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"(?i)\bnow\s*\(|\bcurrent_(timestamp|date|time)\b|\binterval\s*'").ok());
-static OWN_LIMIT: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"(?i)\blimit\s+\d").ok());
-static COLUMN: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$").ok());
-
-fn finds(pattern: &Option<Regex>, text: &str) -> bool {
-    pattern.as_ref().is_some_and(|pattern| pattern.is_match(text))
-}
+static OWN_WINDOW: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"(?i)\bnow\s*\(|\bcurrent_(timestamp|date|time)\b|\binterval\s*'").expect("a pattern of ours"));
+static OWN_LIMIT: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?i)\blimit\s+\d").expect("a pattern of ours"));
+static COLUMN: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$").expect("a pattern of ours"));
 
 /// The fields of a query, of a source or of a join's right side, whose rows are known by what joins them.
 fn sql(old: &Section, key: &'static str, joined_by: &[String], block: &mut Map, needs: &mut Needs, report: &mut Report) {
     let url = connection_string(old, ["connection_string", "neon_connection_string"], report);
     block.set("connection", needs.postgres(url, "source"));
     let column = old.text("neon_time_column", report).unwrap_or_else(|| "created_at".to_owned());
-    if !finds(&COLUMN, &column) {
+    if !COLUMN.is_match(&column) {
         report.fault(&old.place("neon_time_column"), "expected the name of a column");
         return;
     }
@@ -344,10 +341,10 @@ fn windowed(old: &Section, key: &'static str, query: &str, column: &str, joined_
         &place,
         format!("it was asked whole each time; now it stands in a window (`{column} >= :since AND {column} < :until`), so a run reads what is new"),
     );
-    if finds(&OWN_WINDOW, body) {
+    if OWN_WINDOW.is_match(body) {
         report.say(Fate::Contradiction, &place, "the query has a window of its own (`now()`, `interval`): what came before it is never seen after a pause. Take it out; the one around it is enough");
     }
-    if finds(&OWN_LIMIT, body) {
+    if OWN_LIMIT.is_match(body) {
         report.say(
             Fate::Contradiction,
             &place,
@@ -392,7 +389,7 @@ fn join(old: &Section, name: Option<&str>, around: &Around, block: &mut Map, nee
     threads(minutes, &mut left);
     let columns = |key: &'static str, before: &str, report: &mut Report| {
         let columns = old.texts(key, report).filter(|columns| !columns.is_empty());
-        let sound = columns.as_ref().is_some_and(|columns| columns.iter().all(|column| finds(&COLUMN, column) && !column.contains('.')));
+        let sound = columns.as_ref().is_some_and(|columns| columns.iter().all(|column| COLUMN.is_match(column) && !column.contains('.')));
         match columns {
             None => report.fault(&old.place(key), "a join needs its columns"),
             Some(_) if !sound => report.fault(&old.place(key), "expected names of columns"),
@@ -425,7 +422,7 @@ fn join(old: &Section, name: Option<&str>, around: &Around, block: &mut Map, nee
     old.taken("buffer_minutes", "buffer", report);
     report.say(Fate::Changed, &old.place("neon_query"), "a row's columns are `trace.right.row.COLUMN` in templates");
     if let Some(column) = old.text("dataset_id_column", report) {
-        if finds(&COLUMN, &column) {
+        if COLUMN.is_match(&column) {
             block.set("id", format!("{{{{ right.row.{column} }}}}"));
             old.taken("dataset_id_column", "id, a template over `left` and `right`", report);
         } else {

@@ -164,7 +164,7 @@ impl List {
                     Yaml::Map(map) if matches!(map.0.first(), Some(Line::Of(_))) => {
                         let mut item = String::new();
                         map.write(indent + 2, &mut item);
-                        item.replace_range(indent..indent + 1, "-");
+                        item.replace_range(indent..=indent, "-");
                         out.push_str(&item);
                     }
                     value => {
