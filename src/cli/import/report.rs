@@ -45,7 +45,8 @@ impl Report {
     }
 
     pub(super) fn fault(&mut self, place: &Place, message: impl Into<String>) {
-        self.faults.push(Fault::new(&place.at, format!("`{}`: {}", place.key, message.into())));
+        let key = if place.key.is_empty() { String::new() } else { format!("`{}`: ", one_line(&place.key, 80)) };
+        self.faults.push(Fault::new(&place.at, format!("{key}{}", message.into())));
     }
 
     /// Whether anything was said of a key or of what it stands in.
