@@ -21,6 +21,7 @@ pub(super) fn translate(old: &Section, source: &str, needs: &mut Needs, report: 
     if wants_scores || wants_experiment {
         sinks.push(langfuse(old, &experiment, wants_scores || on_traces, wants_experiment, needs, report));
     } else {
+        old.drop("trace_experiment", "nothing is published to Langfuse", report);
         // So that its keys count as known.
         let _ = langfuse(old, &experiment, false, false, &mut Needs::default(), &mut Report::default());
     }
@@ -47,9 +48,6 @@ pub(super) fn translate(old: &Section, source: &str, needs: &mut Needs, report: 
         old.taken("push_to_db", "publish: no sink of type postgres", report);
         old.drop("database", "switched off by `push_to_db`", report);
         let _ = postgres(&database, &mut Needs::default(), &mut Report::default());
-    }
-    if old.is_set("trace_experiment", false, report) {
-        report.say(Fate::Decide, &old.place("trace_experiment"), "the calls of the judge as traces: give its profile `hooks` with `langfuse` in assayd.yaml");
     }
     experiment.finish(report);
     database.finish(report);
@@ -91,6 +89,10 @@ fn langfuse(old: &Section, experiment: &Section, scores: bool, with_experiment: 
     if experiment.has("score_on_runtime_traces") {
         report.say(Fate::Taken, &experiment.place("score_on_runtime_traces"), "publish, type langfuse: scores");
     }
+    if old.is_set("trace_experiment", false, report) {
+        sink.set("trace_calls", true);
+    }
+    old.taken("trace_experiment", "publish, type langfuse: trace_calls", report);
     let metrics = match old.texts("metric_names", report) {
         Some(names) => {
             old.taken("metric_names", "publish, type langfuse: metrics", report);

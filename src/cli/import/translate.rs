@@ -293,7 +293,7 @@ fn pace(old: &Section, report: &mut Report) -> (Option<Figure>, Pace) {
     }
     old.drop("show_progress", "`assayd once` shows it on a terminal", report);
     old.drop("description", "the monitor has a `description`", report);
-    old.drop("trace_granularity", "calls of the judge are told by a profile's `hooks`", report);
+    old.drop("trace_granularity", "the calls of a judge are traces where a sink says `trace_calls`", report);
     old.drop("flush_per_metric", "what is published goes through an outbox", report);
     for (key, counterpart) in [
         ("cache", "answers are kept where a profile says `cache: { ttl: 24h }`"),
