@@ -21,7 +21,9 @@ pub(super) fn translate(old: &Section, source: &str, needs: &mut Needs, report: 
     if wants_scores || wants_experiment {
         sinks.push(langfuse(old, &experiment, wants_scores || on_traces, wants_experiment, needs, report));
     } else {
-        old.drop("trace_experiment", "nothing is published to Langfuse", report);
+        for key in ["trace_experiment", "experiment"] {
+            old.drop(key, "nothing was published to Langfuse there", report);
+        }
         // So that its keys count as known.
         let _ = langfuse(old, &experiment, false, false, &mut Needs::default(), &mut Report::default());
     }
@@ -79,6 +81,7 @@ fn langfuse(old: &Section, experiment: &Section, scores: bool, with_experiment: 
     }
     if with_experiment {
         sink.set("experiment", block);
+        experiment.taken("enabled", "publish, type langfuse: experiment", report);
     } else if experiment.is_there() {
         report.say(Fate::Changed, &experiment.here(), "switched off there, and so left out here");
     }
