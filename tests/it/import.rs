@@ -2,7 +2,10 @@
 
 use serde_json::Value;
 
-use crate::{site::Site, world::NewTrace};
+use crate::{
+    site::Site,
+    world::{NewTrace, Postgres},
+};
 
 const LANGFUSE: &str = include_str!("../fixtures/import/langfuse.yaml");
 const NEON: &str = include_str!("../fixtures/import/neon.yaml");
@@ -19,15 +22,15 @@ async fn imported(old: &str, args: &[&str]) -> (Site, crate::site::Output) {
     assert_eq!(output.stdout, "", "with --out there is nothing on standard output");
     let (_, snippet) = output.stderr.split_once("# assayd.yaml needs:\n").expect("a piece of assayd.yaml");
     let snippet = snippet.replace("type: openai\n", &format!("type: openai\n    base_url: {}/v1\n", site.world.llm.url));
+    let slack = "token: \"${SLACK_BOT_TOKEN}\"\n";
+    let snippet = snippet.replace(slack, &format!("{slack}      api_url: {}/api/\n", site.world.slack.url));
     site.write("assayd.yaml", format!("listen: \"off\"\n{snippet}"));
-    let postgres = std::env::var("ASSAYD_TEST_POSTGRES_URL").unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/test".to_owned());
     for (name, value) in [
         ("LANGFUSE_HOST", site.world.langfuse.url.clone()),
         ("LANGFUSE_PUBLIC_KEY", "pk-lf-test".to_owned()),
         ("LANGFUSE_SECRET_KEY", "sk-lf-test".to_owned()),
         ("OPENAI_API_KEY", "sk-test".to_owned()),
         ("SLACK_BOT_TOKEN", "xoxb-test".to_owned()),
-        ("DATABASE_URL", postgres),
     ] {
         site.env.push((name.to_owned(), value));
     }
@@ -44,6 +47,7 @@ async fn a_langfuse_file_runs_and_what_was_scored_before_is_not_judged_again() {
     line(&output.stderr, &["scored_items.csv:4", "fewer fields"]);
     line(&output.stderr, &["scored_items.csv:7", "empty"]);
     line(&output.stderr, &["1 of `support_threads`"]);
+    line(&output.stderr, &["2 of `cases`"]);
     line(&output.stderr, &["3 new in the ledger under (langfuse:support-bot, support_answers), 1 known already, 2 lines left out"]);
     site.run(&["validate"]).await.expect(0);
 
@@ -215,4 +219,40 @@ async fn a_name_that_is_filled_in_is_kept_and_gives_no_key_for_the_ledger() {
     line(&output.stdout, &["name: \"answers-${ENVIRONMENT:-preview}\""]);
     let refused = site.run(&["import", "old.yaml", "--scored-items", "items.csv"]).await.expect(2);
     line(&refused.stderr, &["write the names out"]);
+}
+
+#[tokio::test]
+async fn a_neon_file_validates_and_runs_on_what_is_new() {
+    let Some(postgres) = Postgres::start().await else { return };
+    let table = "CREATE TABLE cases (id TEXT PRIMARY KEY, question TEXT, answer TEXT, created_at TIMESTAMPTZ)";
+    let rows = "INSERT INTO cases SELECT 'c' || i, '[[item:c' || i || ']] how?', 'so', now() - interval '30 minutes' + i * interval '1 second' FROM generate_series(1, 8) AS i";
+    postgres.run(&format!("{table}; {rows}")).await;
+    let (mut site, output) = imported(NEON, &["--scored-items", "scored_items.csv"]).await;
+    line(&output.stderr, &["2 new in the ledger under (sql:cases, cases)"]);
+    site.env.push(("DATABASE_URL".to_owned(), postgres.url()));
+    site.run(&["validate"]).await.expect(0);
+    site.run(&["postgres", "init"]).await.expect(0);
+    let report = site.once("cases").await;
+    assert_eq!((&report["counts"]["duplicate"], &report["counts"]["scored"]), (&Value::from(2), &Value::from(6)), "{report}");
+    assert_eq!(site.scored_items("cases", "Conciseness").await, ["c3", "c4", "c5", "c6", "c7", "c8"]);
+    assert_eq!(postgres.count("evaluation_dataset").await, 6);
+}
+
+#[tokio::test]
+async fn a_join_validates_and_runs_into_a_table_and_an_experiment() {
+    let Some(postgres) = Postgres::start().await else { return };
+    let (mut site, _) = imported(JOIN, &[]).await;
+    site.env.push(("DATABASE_URL".to_owned(), postgres.url()));
+    let began = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(60);
+    let said = [("U1", 0, "How do I reset it?"), ("B1:Helper", 5, "By the link. [1]"), ("U1", 20, "thanks")];
+    let with_row = site.world.slack.history.thread("C01SUPPORT1", began, &said);
+    site.world.slack.history.thread("C01SUPPORT2", began, &said);
+    let table = "CREATE TABLE cases (case_id INT, slack_channel_id TEXT, slack_thread_ts TEXT, created_at TIMESTAMPTZ)";
+    postgres.run(&format!("{table}; INSERT INTO cases VALUES (7, 'C01SUPPORT1', '{with_row}', now() - interval '59 minutes')")).await;
+    site.run(&["validate"]).await.expect(0);
+    site.run(&["postgres", "init"]).await.expect(0);
+    let report = site.once("support_threads").await;
+    assert_eq!(report["counts"]["scored"], 1, "{report}");
+    assert_eq!(site.scored_items("support_threads", "Helpfulness").await, [format!("slack-C01SUPPORT1-{with_row}")]);
+    assert_eq!(postgres.count("evaluation_results").await, 1);
 }
