@@ -4,6 +4,7 @@
 
 mod explain;
 mod export;
+mod import;
 mod infer;
 mod logs;
 mod models;
@@ -75,6 +76,8 @@ enum Command {
     Next(next::Arguments),
     /// Scores as CSV or JSON lines
     Export(export::Arguments),
+    /// A monitoring file of the older Python tool as a monitor, and what it scored into the ledger
+    Import(import::Arguments),
     /// Ask a profile's model, through limits, budgets and prices
     Infer(infer::Arguments),
     /// Profiles: whether their models answer, and what they cost
@@ -186,6 +189,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Explain(arguments) => explain::explain(&overrides, &arguments),
         Command::Next(arguments) => next::next(&overrides, &arguments),
         Command::Export(arguments) => export::export(&overrides, &arguments),
+        Command::Import(arguments) => import::import(&overrides, &arguments),
         Command::Infer(arguments) => infer::infer(&overrides, &arguments),
         Command::Models(arguments) => models::models(&overrides, &arguments),
         Command::Usage(arguments) => usage::usage(&overrides, &arguments),

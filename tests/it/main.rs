@@ -23,6 +23,7 @@ mod evaluate;
 mod experiments;
 mod faults;
 mod gateway;
+mod import;
 mod join;
 mod judge;
 mod kills;
