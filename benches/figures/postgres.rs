@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow, ensure};
 use assayd::{
     connections::{Connections, PostgresConnection},
     model::{About, Case, Item, MetricAbout, Score, Trace, content_hash, run_id, score_id},
-    sinks::{Delivery, Sink, SinkCx, SinkKind, postgres},
+    sinks::{Delivery, NoRuns, Runs, Sink, SinkCx, SinkKind, postgres},
     util::{backoff::Policy, http::Http, yaml},
 };
 use bytes::Bytes;
@@ -83,7 +83,8 @@ fn sink(connections: &Connections) -> anyhow::Result<Arc<dyn Sink>> {
     let mut faults = Vec::new();
     let config = (kind.parse)(&node[0], &mut faults).ok_or_else(|| anyhow!("{faults:?}"))?;
     let http = Http::new(reqwest::Client::new(), Policy::default());
-    Ok(config.build(&SinkCx { connections, http: &http, base_dir: std::path::Path::new(".") })?)
+    let runs: Arc<dyn Runs> = Arc::new(NoRuns);
+    Ok(config.build(&SinkCx { connections, http: &http, runs: &runs, base_dir: std::path::Path::new(".") })?)
 }
 
 fn deliveries(results: usize) -> Vec<Delivery> {

@@ -88,7 +88,6 @@ impl Answer {
             output_tokens: self.usage.output_tokens,
             cost_usd: self.usage.cost_usd.filter(|cost| *cost >= 0.0),
             latency_ms: Some(took_ms),
-            ..Usage::default()
         };
         match named(self.outcomes, self.error) {
             Ok(outcomes) => Judgement { outcomes, usage, answer: None },
@@ -159,8 +158,12 @@ mod tests {
     fn an_answer_is_one_outcome_or_several_by_name() {
         let own = told(json!({ "outcomes": [{ "score": 0.5, "reason": "so so" }] }));
         assert_eq!(own, [(None, "scored", "so so".to_owned())]);
-        let parts = told(json!({ "outcomes": [{ "name": "a", "score": 1 }, { "name": "b", "error": "no key" }, { "name": "c", "not_applicable": "no context" }] }));
-        assert_eq!(parts.iter().map(|(name, kind, _)| (name.as_deref().unwrap(), *kind)).collect::<Vec<_>>(), [("a", "scored"), ("b", "failed"), ("c", "not_applicable")]);
+        let parts =
+            told(json!({ "outcomes": [{ "name": "a", "score": 1 }, { "name": "b", "error": "no key" }, { "name": "c", "not_applicable": "no context" }] }));
+        assert_eq!(
+            parts.iter().map(|(name, kind, _)| (name.as_deref().unwrap(), *kind)).collect::<Vec<_>>(),
+            [("a", "scored"), ("b", "failed"), ("c", "not_applicable")]
+        );
     }
 
     #[test]

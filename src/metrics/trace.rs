@@ -117,14 +117,18 @@ impl TraceConfig {
         checks.extend(self.must.iter().map(|name| hold(times(name) > 0, || format!("`{name}` does not occur"))));
         checks.extend(self.must_not.iter().map(|name| hold(times(name) == 0, || format!("`{name}` occurs {} times", times(name)))));
         let retries = self.retries.iter();
-        checks.extend(retries.map(|(name, most)| hold(times(name) <= most + 1, || format!("`{name}` occurs {} times; {} are the most", times(name), most + 1))));
+        checks
+            .extend(retries.map(|(name, most)| hold(times(name) <= most + 1, || format!("`{name}` occurs {} times; {} are the most", times(name), most + 1))));
         checks.extend(self.limits.iter().map(|(name, limits)| {
             let over: Vec<String> = steps.iter().filter(|step| name == "*" || step.name == *name).filter_map(|step| limits.broken_by(step)).collect();
             hold(over.is_empty(), || over.join(", "))
         }));
         checks.extend(self.errors.map(|most| {
-            let failed: Vec<&str> =
-                steps.iter().filter(|step| step.level.as_deref().is_some_and(|level| level.eq_ignore_ascii_case("error"))).map(|step| step.name.as_str()).collect();
+            let failed: Vec<&str> = steps
+                .iter()
+                .filter(|step| step.level.as_deref().is_some_and(|level| level.eq_ignore_ascii_case("error")))
+                .map(|step| step.name.as_str())
+                .collect();
             hold(failed.len() <= most, || format!("{} steps failed ({}); {most} are the most", failed.len(), failed.join(", ")))
         }));
         checks.extend(self.tools.iter().map(|tool| tool.called(steps)));
@@ -169,7 +173,9 @@ impl Tool {
             return Err(format!("the tool `{}` is not called", self.name));
         }
         let fits = |call: &Observation| self.arguments.iter().all(|(name, value)| call.input.get(name) == Some(value));
-        hold(calls.any(fits), || format!("no call of the tool `{}` has the arguments {}", self.name, serde_json::to_string(&self.arguments).unwrap_or_default()))
+        hold(calls.any(fits), || {
+            format!("no call of the tool `{}` has the arguments {}", self.name, serde_json::to_string(&self.arguments).unwrap_or_default())
+        })
     }
 }
 

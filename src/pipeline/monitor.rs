@@ -79,8 +79,7 @@ impl Monitor {
         let lenient =
             |key: &str, text: &Option<String>| text.as_deref().map(Expr::lenient).transpose().map_err(|error| anyhow!("monitor {name}: {key}: {error}"));
         let expr = |key: &str, text: &Option<String>| text.as_deref().map(Expr::new).transpose().map_err(|error| anyhow!("monitor {name}: {key}: {error}"));
-        let metric_cx =
-            MetricBuildCx { models: env.models, prompts: env.prompts, http: env.http, processes: env.processes, base_dir: env.base_dir };
+        let metric_cx = MetricBuildCx { models: env.models, prompts: env.prompts, http: env.http, processes: env.processes, base_dir: env.base_dir };
         let mut metrics = Vec::with_capacity(spec.metrics.len());
         let mut in_order: Vec<_> = spec.metrics.iter().collect();
         in_order.sort_by_key(|metric| (!metric.config.parts().is_empty(), metric.config.price()));

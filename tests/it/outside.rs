@@ -34,8 +34,7 @@ fn exec(script: &str, rest: Value) -> Value {
 
 async fn rows(site: &Site) -> Vec<(String, String, String, Value)> {
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
-    let mut rows: Vec<_> =
-        site.export(&[]).await.iter().map(|row| (text(row, "item_id"), text(row, "metric"), text(row, "outcome"), row.clone())).collect();
+    let mut rows: Vec<_> = site.export(&[]).await.iter().map(|row| (text(row, "item_id"), text(row, "metric"), text(row, "outcome"), row.clone())).collect();
     rows.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
     rows
 }
@@ -122,7 +121,16 @@ async fn whatever_a_process_does_each_item_ends_with_a_score_or_a_reason() {
     assert_eq!(["kind", "tone", "sources", "facts"].map(|part| of(1, &format!("m.{part}")).unwrap().0), ["scored", "scored", "not_applicable", "failed"]);
     assert_eq!(of(1, "m"), None);
     assert_eq!([of(1, "all"), of(1, "gated.kind"), of(2, "m"), of(2, "gated")].map(|row| row.unwrap().0), ["scored", "scored", "scored", "not_applicable"]);
-    for (item, why) in [(3, "ValueError"), (4, "exit code 3; it said last: no disk left"), (5, "no answer within 3s"), (6, ""), (7, "not in [0, 1]"), (8, "cannot be read"), (9, "more than 4 MiB"), (10, "MemoryError")] {
+    for (item, why) in [
+        (3, "ValueError"),
+        (4, "exit code 3; it said last: no disk left"),
+        (5, "no answer within 3s"),
+        (6, ""),
+        (7, "not in [0, 1]"),
+        (8, "cannot be read"),
+        (9, "more than 4 MiB"),
+        (10, "MemoryError"),
+    ] {
         let (outcome, reason) = of(item, "m").unwrap();
         assert!(outcome == "failed" && reason.contains(why), "{item}: {outcome} {reason}");
     }
@@ -199,7 +207,10 @@ async fn a_service_judges_what_is_posted_and_an_item_waits_while_it_refuses() {
     site.monitor("m", &with(spec, json!({ "metrics": [metric(&url)] })));
     assert_eq!(site.once("m").await["counts"]["scored"], 2);
     let rows = rows(&site).await;
-    assert_eq!(rows.iter().map(|row| (row.1.as_str(), row.3["value"].as_f64().unwrap())).collect::<Vec<_>>(), [("m.a", 0.25), ("m.b", 1.0), ("m.a", 0.25), ("m.b", 1.0)]);
+    assert_eq!(
+        rows.iter().map(|row| (row.1.as_str(), row.3["value"].as_f64().unwrap())).collect::<Vec<_>>(),
+        [("m.a", 0.25), ("m.b", 1.0), ("m.a", 0.25), ("m.b", 1.0)]
+    );
     let seen = seen.lock().unwrap();
     assert!(seen.iter().all(|item| item["trace"]["output"] == item["output"] && item["metadata"].is_object()), "{seen:?}");
     server.abort();

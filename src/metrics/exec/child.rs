@@ -64,7 +64,11 @@ type Reply<T> = oneshot::Sender<Result<T, Fault>>;
 pub(super) enum Ask {
     Hello(Reply<Hello>),
     /// The answer comes with the time it took.
-    Item { item: Value, timeout: Duration, answer: Reply<(Answer, Duration)> },
+    Item {
+        item: Value,
+        timeout: Duration,
+        answer: Reply<(Answer, Duration)>,
+    },
 }
 
 impl Ask {

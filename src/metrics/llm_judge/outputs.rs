@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::{
-    answer,
-    samples,
+    answer, samples,
     verdict::{Fault, Output, text_of},
 };
 use crate::{metrics::Named, model::Outcome, providers::Reply, util::text};
@@ -67,7 +66,8 @@ impl Outputs {
         let text = text_of(reply)?;
         let keys = |name: &str| [format!("{name}_verdict"), name.to_owned()];
         let names: Vec<String> = outputs.keys().flat_map(|name| keys(name)).collect();
-        let found = answer::object(text, &names.iter().map(String::as_str).collect::<Vec<_>>()).ok_or_else(|| Fault::Form(format!("holds no verdict: `{}`", text::one_line(text, 120))))?;
+        let found = answer::object(text, &names.iter().map(String::as_str).collect::<Vec<_>>())
+            .ok_or_else(|| Fault::Form(format!("holds no verdict: `{}`", text::one_line(text, 120))))?;
         let of = |(name, output): (&String, &Output)| {
             let [asked, bare] = keys(name);
             let verdict = answer::get(&found.object, &[&asked, &bare]).ok_or_else(|| Fault::Form(format!("has no `{asked}`")))?;
@@ -82,7 +82,10 @@ impl Outputs {
         match self {
             Self::One(output) => vec![Named { part: None, outcome: samples::combine(output, column(0), samples) }],
             Self::Named(outputs) => {
-                let one = |(at, (name, output)): (usize, (&String, &Output))| Named { part: Some(name.clone()), outcome: samples::combine(output, column(at), samples) };
+                let one = |(at, (name, output)): (usize, (&String, &Output))| Named {
+                    part: Some(name.clone()),
+                    outcome: samples::combine(output, column(at), samples),
+                };
                 outputs.iter().enumerate().map(one).collect()
             }
         }

@@ -119,7 +119,15 @@ struct Story {
 impl Default for Story {
     fn default() -> Self {
         let case = Case { input: "Why?".to_owned(), output: "Because.".to_owned(), ..Case::default() };
-        Self { prompt: "Rate. {{ input }} {{ output }}", output: Outputs::One(output("")), samples: 1, max_tokens: None, max_chars: 1000, case, scores: BTreeMap::new() }
+        Self {
+            prompt: "Rate. {{ input }} {{ output }}",
+            output: Outputs::One(output("")),
+            samples: 1,
+            max_tokens: None,
+            max_chars: 1000,
+            case,
+            scores: BTreeMap::new(),
+        }
     }
 }
 
@@ -313,9 +321,15 @@ async fn one_call_gives_several_scores_each_with_its_reason() {
     let mut lacks = all(4.0);
     lacks.as_object_mut().unwrap().remove("useful_verdict");
     let (judgement, asked) = named(1).told([says(&lacks.to_string()), says(&format!("```json\n{}\n```", all(4.0)))]).await;
-    assert_eq!(told(&judgement), [("polite", 1.0, "please"), ("tone", 1.0, "t"), ("useful", 0.75, "u")].map(|(name, value, why)| (name.to_owned(), Ok(value), why.to_owned())));
+    assert_eq!(
+        told(&judgement),
+        [("polite", 1.0, "please"), ("tone", 1.0, "t"), ("useful", 0.75, "u")].map(|(name, value, why)| (name.to_owned(), Ok(value), why.to_owned()))
+    );
     assert!(asked[1].messages.last().unwrap().text.contains("has no `useful_verdict`"), "{:?}", asked[1].messages);
-    assert_eq!(asked[0].schema.as_ref().unwrap()["required"], json!(["polite_reason", "polite_verdict", "tone_reason", "tone_verdict", "useful_reason", "useful_verdict"]));
+    assert_eq!(
+        asked[0].schema.as_ref().unwrap()["required"],
+        json!(["polite_reason", "polite_verdict", "tone_reason", "tone_verdict", "useful_reason", "useful_verdict"])
+    );
 
     let (judgement, _) = named(2).told([says(&all(1.0).to_string()), says(&all(5.0).to_string())]).await;
     assert_eq!(told(&judgement)[2].1, Ok(0.5));
