@@ -370,3 +370,18 @@ async fn every_fetched_item_ends_in_exactly_one_decision() {
     assert_eq!(decided, count(&report, "fetched"), "{report}");
     assert_eq!((count(&report, "filtered"), count(&report, "scored"), count(&report, "sampled_out")), (4, 10, 20), "{report}");
 }
+
+#[tokio::test]
+async fn what_must_hold_of_steps_is_asked_of_them_alone() {
+    for mode in [Mode::V3, Mode::V4] {
+        let site = Site::with(mode).await;
+        site.world.langfuse.add(with_steps("a"));
+        let flow = json!({ "name": "flow", "type": "trace", "order": ["retrieve", "generate"], "retries": { "retrieve": 0 }, "must_not": ["fallback"], "limits": { "*": { "latency": "1h" } } });
+        site.monitor("m", &with(langfuse(), json!({ "metrics": [flow] })));
+        assert_eq!(count(&site.once("m").await, "scored"), 1, "{mode:?}");
+        let rows = site.export(&[]).await;
+        assert_eq!((rows[0]["value"].as_f64(), rows[0]["passed"].as_bool()), (Some(0.75), Some(false)), "{mode:?} {rows:?}");
+        assert_eq!(rows[0]["reason"], "`retrieve` occurs 2 times; 1 are the most", "{mode:?}");
+        assert_eq!(site.world.llm.answered(), 0);
+    }
+}
