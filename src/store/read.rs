@@ -330,13 +330,15 @@ impl Store {
         rows.iter()
             .map(|row| {
                 let body: Option<&str> = row.try_get("body")?;
-                let item = body.map(|body| serde_json::from_str(body).map_err(|error| sqlx::Error::Decode(error.into())));
+                // One that does not read back (nested to the very limit) must not hold up the queue: its score goes without it.
+                let unreadable = |error: &serde_json::Error| tracing::warn!(queue, %error, "a kept item cannot be read; its score goes without it");
+                let item = body.and_then(|body| serde_json::from_str(body).inspect_err(unreadable).ok());
                 let delivery = Delivery {
                     score: score(row)?,
                     data_type: row.try_get("data_type")?,
                     observation_id: row.try_get("observation_id")?,
                     environment: row.try_get("environment")?,
-                    item: item.transpose()?,
+                    item,
                 };
                 Ok(Due { outbox_id: row.try_get("outbox_id")?, attempts: u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(u32::MAX), delivery })
             })

@@ -36,6 +36,8 @@ const IDLE: Duration = Duration::from_secs(3600);
 const GRACE: Duration = Duration::from_secs(2);
 /// How often an item is given to a process: the first may have died of another item, so the second has it alone.
 const TRIES: u32 = 2;
+/// One that ended so often in a row without an answer is not to be blamed on the items.
+const DEFECTIVE: u32 = 6;
 /// Between two starts that failed.
 const RESTART: Policy = Policy { attempts: u32::MAX, max_elapsed: Duration::MAX, base: Duration::from_secs(1), cap: Duration::from_secs(60) };
 /// What a program needs to run at all.
@@ -107,26 +109,43 @@ pub(super) async fn keep(spec: Arc<Spec>, mut asked: mpsc::Receiver<Ask>) {
                 None => return,
             }
         }
-        match Child::start(&spec).await {
-            Ok(child) => {
-                let answered = child.serve(&spec, &mut asked, &mut waiting).await;
-                failures = if answered { 0 } else { failures + 1 };
-            }
+        let failed = match Child::start(&spec).await {
+            Ok(child) => child.serve(&spec, &mut asked, &mut waiting).await,
             Err(reason) => {
-                failures += 1;
                 tracing::warn!(command = spec.name(), %reason, "a metric's process could not be started");
-                waiting.drain(..).for_each(|waiting| waiting.ask.refuse(Fault::Blocked(reason.clone())));
-                if !refuse_for_a_while(&mut asked, failures, &reason).await {
-                    return;
-                }
+                Err(Broken { started: false, reason })
             }
+        };
+        let Err(Broken { started, reason }) = failed else {
+            failures = 0;
+            continue;
+        };
+        failures += 1;
+        if started && failures < DEFECTIVE {
+            tokio::time::sleep(pause(failures)).await;
+            continue;
+        }
+        waiting.drain(..).for_each(|waiting| waiting.ask.refuse(Fault::Blocked(reason.clone())));
+        if !refuse_for_a_while(&mut asked, failures, &reason).await {
+            return;
         }
     }
 }
 
+/// A process that has failed without an answer.
+struct Broken {
+    /// It had said hello.
+    started: bool,
+    reason: String,
+}
+
+fn pause(failures: u32) -> Duration {
+    RESTART.wait(failures, Duration::ZERO, None, backoff::chance()).unwrap_or(RESTART.cap)
+}
+
 /// False when nobody can ask any more.
 async fn refuse_for_a_while(asked: &mut mpsc::Receiver<Ask>, failures: u32, reason: &str) -> bool {
-    let pause = tokio::time::sleep(RESTART.wait(failures, Duration::ZERO, None, backoff::chance()).unwrap_or(RESTART.cap));
+    let pause = tokio::time::sleep(pause(failures));
     tokio::pin!(pause);
     loop {
         tokio::select! {
@@ -224,8 +243,8 @@ impl Child {
         }
     }
 
-    /// Answers until the process ends or is not needed. True when it answered at all.
-    async fn serve(mut self, spec: &Spec, asked: &mut mpsc::Receiver<Ask>, waiting: &mut VecDeque<Waiting>) -> bool {
+    /// Answers until the process ends or is not needed; an error where it never answered.
+    async fn serve(mut self, spec: &Spec, asked: &mut mpsc::Receiver<Ask>, waiting: &mut VecDeque<Waiting>) -> Result<(), Broken> {
         let mut flights: BTreeMap<u64, Flight> = BTreeMap::new();
         let (mut next, mut answered, mut open) = (0, false, true);
         let mut out: Vec<u8> = Vec::new();
@@ -274,7 +293,10 @@ impl Child {
             }
         };
         match end {
-            End::Idle | End::Closed => self.part().await,
+            End::Idle | End::Closed => {
+                self.part().await;
+                Ok(())
+            }
             End::Broken(reason) => {
                 tracing::warn!(command = spec.name(), %reason, "a metric's process is started anew");
                 // Given to the next process in their order, before those that came later.
@@ -283,9 +305,9 @@ impl Child {
                     let ask = Ask::Item { item, timeout, answer };
                     if tries < TRIES { waiting.push_front(Waiting { ask, tries }) } else { ask.refuse(Fault::Failed(reason.clone())) }
                 }
+                if answered { Ok(()) } else { Err(Broken { started: true, reason }) }
             }
         }
-        answered
     }
 
     /// Into the log; what the process writes is text from outside.
