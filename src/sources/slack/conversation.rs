@@ -76,7 +76,8 @@ impl Message {
 
     /// When somebody last answered; `None` for a message that nobody did.
     pub(super) fn last_reply(&self) -> Option<Ts> {
-        (self.reply_count > 0).then(|| self.latest_reply.unwrap_or(self.ts))
+        // A message that was answered bears its own time as the thread's.
+        (self.reply_count > 0 || self.thread_ts == Some(self.ts)).then(|| self.latest_reply.unwrap_or(self.ts))
     }
 
     fn is_bot(&self) -> bool {
