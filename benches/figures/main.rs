@@ -10,6 +10,7 @@
 mod client;
 mod daemon;
 mod dedup;
+mod exec;
 mod gateway;
 mod judge;
 mod load;
@@ -40,7 +41,7 @@ impl Size {
 
 type Figure = fn(Size, &mut Report) -> anyhow::Result<()>;
 
-const FIGURES: [(&str, Figure); 8] = [
+const FIGURES: [(&str, Figure); 9] = [
     ("judge", judge::cpu),
     ("wall", judge::wall),
     ("schedule", schedule::figures),
@@ -49,6 +50,7 @@ const FIGURES: [(&str, Figure); 8] = [
     ("dedup", dedup::figures),
     ("gateway", gateway::figures),
     ("postgres", postgres::figures),
+    ("exec", exec::figures),
 ];
 
 fn main() -> ExitCode {

@@ -88,6 +88,8 @@ impl Site {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(ASSAYD);
         command.args(arguments).current_dir(self.path()).env_clear().env("NO_COLOR", "1");
+        // Where a metric's own program is found.
+        command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
         command
     }
 

@@ -38,6 +38,7 @@ mod secrets;
 mod site;
 mod slack_source;
 mod sql;
+mod switch;
 mod world;
 
 #[path = "../tidy.rs"]

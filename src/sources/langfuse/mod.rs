@@ -88,7 +88,7 @@ impl SourceConfig for LangfuseConfig {
         if !(1..=100).contains(&self.page_size) {
             return Err(BuildError::at("page_size", "between 1 and 100"));
         }
-        Ok(Arc::new(Reader { api: Langfuse::new(connection, cx.http.clone()), config: self.clone() }))
+        Ok(Arc::new(Reader { api: Langfuse::new(connection, cx.http.clone()), config: self.clone(), long: v4::LongKeys::default() }))
     }
 }
 
@@ -96,6 +96,7 @@ impl SourceConfig for LangfuseConfig {
 struct Reader {
     api: Langfuse,
     config: LangfuseConfig,
+    long: v4::LongKeys,
 }
 
 #[async_trait]

@@ -3,8 +3,14 @@
 //! To take the oldest first without holding a whole window, the window is cut into slices of time that fit one page: a
 //! slice that does not fit is asked for again, narrowed by the density just seen; one that is sparse lets the next be
 //! wider. Times are whole milliseconds, so slices neither overlap nor leave a gap.
+//!
+//! Values of metadata come cut at 200 characters, save those of keys that a request names. Which keys need it is seen
+//! when the first value comes that may be cut: they are remembered and named from there on, and what came is asked for again.
 
-use std::collections::HashSet;
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::{Mutex, PoisonError},
+};
 
 use jiff::Timestamp;
 use reqwest::Method;
@@ -14,7 +20,10 @@ use serde_json::{Map, Value};
 use super::{Pages, Reader, SourceError, Usage, Window, fetched, figure, tokens};
 use crate::{
     model::{Observation, Trace},
-    util::http::{self, HttpError},
+    util::{
+        http::{self, HttpError},
+        text,
+    },
 };
 
 #[derive(Deserialize)]
@@ -64,8 +73,60 @@ struct Row {
 const FIELDS: &str = "core,basic,io,metadata,usage,metrics,trace_context";
 /// Of a page that a slice aims to fill: room for what is denser than what was seen.
 const FILL: f64 = 0.7;
+/// Characters that a value of metadata is cut to.
+const CUT: usize = 200;
+/// Keys that a request names, and bytes of all their names: an address has to stay short enough for what lies in between.
+const NAMED: usize = 64;
+const NAMED_BYTES: usize = 2000;
 /// Children start with their root or soon after; a trace that takes longer than a day is judged by what it had by then.
 const CHILDREN: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
+
+/// Keys of metadata that have long values.
+#[derive(Debug, Default)]
+pub(super) struct LongKeys(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    named: BTreeSet<String>,
+    /// Those that cannot be named, or are too many: told once each.
+    cut: BTreeSet<String>,
+}
+
+impl LongKeys {
+    /// Whether rows have keys with values that may be cut and that were not named so far: the rows are to be asked for again.
+    fn learn(&self, rows: &[Row]) -> bool {
+        // Whole after every statement.
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new = false;
+        for key in rows.iter().filter_map(|row| row.metadata.as_object()).flatten().filter(|(_, value)| may_be_cut(value)).map(|(key, _)| key) {
+            if known.named.contains(key) || known.cut.contains(key) {
+                continue;
+            }
+            let bytes: usize = known.named.iter().map(|key| key.len() + 1).sum();
+            if key.contains(',') || known.named.len() >= NAMED || bytes + key.len() > NAMED_BYTES {
+                if known.cut.len() < NAMED {
+                    tracing::warn!(key = %text::one_line(key, 80), "Langfuse cuts this value of metadata after {CUT} characters, and it cannot be asked for whole");
+                    known.cut.insert(key.clone());
+                }
+                continue;
+            }
+            known.named.insert(key.clone());
+            new = true;
+        }
+        new
+    }
+
+    fn parameter(&self) -> Option<(&'static str, String)> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let names: Vec<&str> = known.named.iter().map(String::as_str).collect();
+        (!names.is_empty()).then(|| ("expandMetadata", names.join(",")))
+    }
+}
+
+/// A value of the length that longer ones are cut to. (Cut in the middle, an object or a list is text too.)
+fn may_be_cut(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| text.len() >= CUT && text.chars().count() >= CUT)
+}
 
 pub(super) async fn fetch(reader: &Reader, window: Window, pages: &Pages) -> Result<(), SourceError> {
     let (end, mut low) = (ceil_ms(window.to), ceil_ms(window.from));
@@ -99,6 +160,9 @@ pub(super) async fn fetch(reader: &Reader, window: Window, pages: &Pages) -> Res
             seen.extend(page.data.iter().map(|row| row.id.clone()));
             rows.extend(page.data);
             cursor = page.meta.cursor;
+        }
+        if reader.long.learn(&rows) {
+            continue;
         }
         let found = rows.len();
         rows.sort_by(|a, b| (a.start_time, &a.id).cmp(&(b.start_time, &b.id)));
@@ -145,6 +209,7 @@ async fn slice(reader: &Reader, low: i64, high: i64, size: u32, cursor: Option<&
         ("toStartTime", shown(high)),
         ("limit", size.to_string()),
     ]);
+    query.extend(reader.long.parameter());
     query.extend(cursor.map(|cursor| ("cursor", cursor.to_owned())));
     reader.api.http().send(|| reader.api.request(Method::GET, "/v2/observations").query(&query), |answer| http::json(&answer)).await
 }
@@ -195,10 +260,14 @@ pub(super) async fn observations(reader: &Reader, trace: &Trace) -> Result<Vec<O
     let (mut found, mut cursor): (Vec<Observation>, Option<String>) = (Vec::new(), None);
     loop {
         let request = || {
-            let request = reader.api.request(Method::GET, "/v2/observations").query(&query);
+            let request = reader.api.request(Method::GET, "/v2/observations").query(&query).query(reader.long.parameter().as_slice());
             cursor.iter().fold(request, |request, cursor| request.query(&[("cursor", cursor)]))
         };
         let page: Page = reader.api.http().send(request, |answer| http::json(&answer)).await.map_err(|error| reader.error(&error))?;
+        if reader.long.learn(&page.data) {
+            (found, cursor) = (Vec::new(), None);
+            continue;
+        }
         if page.data.first().is_some_and(|row| found.iter().any(|known| known.id == row.id)) {
             return Err(SourceError::Protocol(format!("Langfuse gave observations of trace {} a second time", trace.id)));
         }

@@ -79,11 +79,12 @@ impl Inner {
         let more = rows.len() > limit;
         rows.truncate(limit);
         let groups: Vec<&str> = query.get("fields").unwrap_or("core,basic").split(',').collect();
+        let whole: Vec<&str> = query.get("expandMetadata").map(|keys| keys.split(',').collect()).unwrap_or_default();
         let mut meta = json!({});
         if let Some(last) = rows.last().filter(|_| (more && quirk != Some(Quirk::EarlyEnd)) || quirk == Some(Quirk::RepeatPage)) {
             meta["cursor"] = json!(encode(last));
         }
-        let data: Vec<Value> = rows.iter().map(|row| row.v2(&groups)).collect();
+        let data: Vec<Value> = rows.iter().map(|row| row.v2(&groups, &whole)).collect();
         self.children_served += rows.iter().filter(|row| !row.is_root()).count();
         if limit > 1 {
             self.listings.push(Timestamp::now());

@@ -132,8 +132,8 @@ impl Row {
         self.parent.is_none()
     }
 
-    /// As `/v2/observations` tells it, with the groups asked for.
-    pub fn v2(&self, groups: &[&str]) -> Value {
+    /// As `/v2/observations` tells it, with the groups asked for; values of metadata are cut unless their keys are named.
+    pub fn v2(&self, groups: &[&str], whole: &[&str]) -> Value {
         // `input` and `output` are strings there, whatever was sent in.
         let io = |value: &Value| match value {
             Value::Null | Value::String(_) => value.clone(),
@@ -150,7 +150,7 @@ impl Row {
                 "public": false, "userId": self.trace.user, "sessionId": self.trace.session, "isRootObservation": self.is_root() }),
             ),
             ("io", json!({ "input": io(&self.input), "output": io(&self.output) })),
-            ("metadata", json!({ "metadata": self.trace.metadata })),
+            ("metadata", json!({ "metadata": cut(&self.trace.metadata, whole) })),
             ("usage", json!({ "usageDetails": { "input": 10, "output": 5, "total": 15 }, "costDetails": { "total": 0.001 }, "totalCost": 0.001 })),
             ("metrics", json!({ "latency": 0.5, "timeToFirstToken": null })),
             ("trace_context", json!({ "tags": self.trace.tags, "release": null, "traceName": self.trace.name })),
@@ -167,7 +167,7 @@ impl Row {
     pub fn legacy(&self, children: &[&Row], whole: bool) -> Value {
         let at = millis(self.start);
         let mut trace = json!({
-            "id": self.trace_id, "timestamp": at, "name": self.trace.name, "input": self.input, "output": self.output, "sessionId": self.trace.session, "release": null,
+            "id": self.trace_id, "timestamp": at, "name": self.trace.name, "input": parsed(&self.input), "output": parsed(&self.output), "sessionId": self.trace.session, "release": null,
             "version": null, "userId": self.trace.user, "metadata": self.trace.metadata, "tags": self.trace.tags, "public": false, "bookmarked": false,
             "environment": self.trace.environment, "projectId": "p1", "externalId": null, "createdAt": at, "updatedAt": at,
             "htmlPath": format!("/project/p1/traces/{}", self.trace_id), "latency": 0.5, "totalCost": 0.001, "scores": [],
@@ -206,6 +206,21 @@ impl Row {
             _ => Value::Null,
         }
     }
+}
+
+/// The legacy paths take text that is JSON for what it says.
+fn parsed(value: &Value) -> Value {
+    value.as_str().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_else(|| value.clone())
+}
+
+fn cut(metadata: &Value, whole: &[&str]) -> Value {
+    const MOST: usize = 200;
+    let Some(map) = metadata.as_object() else { return metadata.clone() };
+    let cut = |value: &Value| {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        if text.chars().count() > MOST { json!(text.chars().take(MOST).collect::<String>()) } else { value.clone() }
+    };
+    map.iter().map(|(key, value)| (key.clone(), if whole.contains(&key.as_str()) { value.clone() } else { cut(value) })).collect()
 }
 
 fn extend(row: &mut Value, fields: Value) {
