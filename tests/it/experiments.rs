@@ -99,6 +99,33 @@ async fn a_run_becomes_a_dataset_run_of_v3_that_links_to_the_traces() {
 }
 
 #[tokio::test]
+async fn traces_with_feedback_stay_the_traces_that_they_are() {
+    for mode in [Mode::V3, Mode::V4] {
+        let site = Site::with(mode).await;
+        site.world.langfuse.add_some(3);
+        let at = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(45);
+        site.write("feedback.jsonl", (0..2).map(|i| format!("{}\n", json!({ "timestamp": at, "trace": format!("t000{i}"), "thumb": "up" }))).collect::<String>());
+        let join = |changes: Value| {
+            let on = json!({ "left": ["trace.id"], "right": ["trace.trace"] });
+            let source = json!({ "type": "join", "settle": "0s", "left": { "type": "langfuse" }, "right": { "type": "file", "path": "feedback.jsonl" }, "on": on });
+            let publish = json!([{ "type": "langfuse", "scores": false, "experiment": { "dataset": "rated" } }]);
+            json!({ "schedule": { "every": "1h" }, "source": with(source, changes), "metrics": [short()], "publish": publish })
+        };
+        site.monitor("m", &join(json!({})));
+        site.once("m").await;
+        let items = site.world.langfuse.dataset_items("rated");
+        let sources: BTreeSet<&str> = items.values().filter_map(|item| item["sourceTraceId"].as_str()).collect();
+        assert_eq!((items.len(), sources), (2, BTreeSet::from(["t0000", "t0001"])), "{mode:?}");
+        assert_eq!((in_run(&site.world.langfuse).len(), site.world.langfuse.spans().len()), (2, if mode == Mode::V3 { 0 } else { 4 }), "{mode:?}");
+        // By an id of its own no trace is known.
+        site.monitor("other", &join(json!({ "id": "{{ left.id }}-rated" })));
+        site.once("other").await;
+        let items = site.world.langfuse.dataset_items("rated");
+        assert_eq!((items.len(), items.values().filter(|item| item["sourceTraceId"].is_null()).count()), (4, 2), "{mode:?}");
+    }
+}
+
+#[tokio::test]
 async fn items_from_elsewhere_get_a_trace_of_their_own() {
     for mode in [Mode::V3, Mode::V4] {
         let site = Site::with(mode).await;

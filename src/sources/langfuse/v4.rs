@@ -293,3 +293,39 @@ pub(super) async fn observations(reader: &Reader, trace: &Trace) -> Result<Vec<O
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn row(metadata: Value) -> Row {
+        serde_json::from_value(json!({ "id": "o", "startTime": "2026-01-31T09:30:00Z", "metadata": metadata })).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_metadata_rows_are_asked_for_once_more_and_addresses_stay_short(pages in prop::collection::vec(prop::collection::vec("[a-z,é]{1,90}", 0..40), 1..6)) {
+            let (long, whole) = (LongKeys::default(), "é".repeat(CUT));
+            for keys in pages {
+                let metadata: Map<String, Value> = keys.iter().map(|key| (key.clone(), json!(whole))).collect();
+                let rows = [row(json!({ "short": "é".repeat(CUT - 1), "number": 7 })), row(Value::Object(metadata))];
+                long.learn(&rows);
+                prop_assert!(!long.learn(&rows));
+                let (_, names) = long.parameter().unwrap_or_default();
+                prop_assert!(names.len() <= NAMED_BYTES && names.split(',').all(|name| name != "short"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_of_a_value_that_may_be_cut_is_named() {
+        let long = LongKeys::default();
+        let cut = "x".repeat(CUT);
+        assert!(long.learn(&[row(json!({ "guide": cut, "short": "x", "a,b": cut })), row(json!("text"))]));
+        assert_eq!(long.parameter(), Some(("expandMetadata", "guide".to_owned())));
+        assert!(!long.learn(&[row(json!({ "guide": "x".repeat(9 * CUT), "a,b": cut }))]));
+    }
+}

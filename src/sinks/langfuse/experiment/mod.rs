@@ -147,6 +147,8 @@ struct Place<'a> {
     item: &'a Item,
     run_name: String,
     item_id: String,
+    /// The item is a trace of this project.
+    known: bool,
     /// The trace that the item is judged in: its own, or one that we make.
     trace_id: String,
     /// Of a trace that we make.
@@ -180,10 +182,11 @@ impl Experiment {
     pub(super) async fn publish(&self, sender: &Sender, rows: &[&Delivery]) -> Result<Vec<Result<(), RowError>>, SinkError> {
         let dialect = self.langfuse.dialect().await.map_err(|error| sink_error(&error))?;
         let dataset_id = self.dataset_id().await?;
+        let project = self.project.get_or_try_init(|| self.langfuse.project_id()).await.map_err(|error| sink_error(&error))?;
         let mut answers: Vec<Result<(), RowError>> = Vec::with_capacity(rows.len());
         let mut places = Vec::with_capacity(rows.len());
         for delivery in rows {
-            let place = self.place(delivery, dialect).await;
+            let place = self.place(delivery, dialect, project).await;
             answers.push(place.as_ref().map(drop).map_err(Clone::clone));
             places.push(place.ok());
         }
@@ -191,7 +194,6 @@ impl Experiment {
         let sound = places.iter().enumerate().filter(|(at, _)| answers[*at].is_ok());
         let some: Vec<(usize, &Place<'_>)> = sound.filter_map(|(at, place)| Some((at, place.as_ref()?))).collect();
         let experiment_of = |project: &str, place: &Place<'_>| experiment_id(project, &dataset_id, &place.run_name);
-        let project = self.project.get_or_try_init(|| self.langfuse.project_id()).await.map_err(|error| sink_error(&error))?;
         self.put_spans(&some, &dataset_id, |place| experiment_of(project, place)).await?;
         for (at, place) in &some {
             match dialect {
@@ -245,7 +247,7 @@ impl Experiment {
         Ok(dataset.id)
     }
 
-    async fn place<'a>(&self, delivery: &'a Delivery, dialect: Dialect) -> Result<Place<'a>, RowError> {
+    async fn place<'a>(&self, delivery: &'a Delivery, dialect: Dialect, project: &str) -> Result<Place<'a>, RowError> {
         let dead = |message: &str| RowError::Dead(format!("Langfuse experiment: {message}"));
         let item = delivery.item.as_deref().ok_or_else(|| dead("what was judged is no longer kept"))?;
         let score = &delivery.score;
@@ -253,12 +255,15 @@ impl Experiment {
         let run_name = self.run_name.render(&names(&item.about, &score.run_id, slot)).map_err(|error| dead(&format!("`run_name`: {error}")))?;
         let run_name = text::one_line(&run_name, 255);
         let item_id = format!("assayd-{}", hash(&[&self.config.dataset, &item.about.source_kind, &item.trace.id, &item.content_hash]));
+        // The left side of a join is told by its address. (One that got an id of its own is no trace that Langfuse knows.)
+        let page = self.langfuse.page(&format!("/project/{project}/traces/{}", item.trace.id));
+        let known = item.about.source_kind == "langfuse" || item.trace.url.as_ref() == Some(&page);
         // v3 links an item to the trace that Langfuse has of it.
-        let own = dialect == Dialect::V3 && item.about.source_kind == "langfuse";
+        let own = dialect == Dialect::V3 && known;
         let spans =
             (!own).then(|| Spans { root: hash(&["root", &run_name, &item_id])[..16].to_owned(), task: hash(&["task", &run_name, &item_id])[..16].to_owned() });
         let trace_id = if own { item.trace.id.clone() } else { hash(&["trace", &run_name, &item_id]) };
-        Ok(Place { delivery, item, run_name, item_id, trace_id, spans })
+        Ok(Place { delivery, item, run_name, item_id, known, trace_id, spans })
     }
 
     /// The items that are not known to be there, each once.
@@ -311,7 +316,7 @@ impl Experiment {
         if !item.case.expected.is_empty() {
             body["expectedOutput"] = json!(item.case.expected);
         }
-        if about.source_kind == "langfuse" {
+        if place.known {
             body["sourceTraceId"] = json!(item.trace.id);
         }
         self.langfuse.http().attempt(self.langfuse.request(Method::POST, "/dataset-items").json(&body)).await.map(drop)
