@@ -5,10 +5,18 @@ use serde_json::{Map, Value};
 
 use crate::model::Trace;
 
+/// Missing in a trace of any other source where nothing is known; here commonly a column without a value.
+const OWN: [&str; 7] = ["name", "tags", "user_id", "session_id", "environment", "latency_ms", "cost_usd"];
+
 /// Fields with a name of the trace's own (`input`, `output`, `metadata`, `tags`, `name`, `user_id`, `session_id`,
-/// `environment`, `latency_ms`, `cost_usd`) become those; one whose form does not fit, and every other one, is reachable
-/// as `trace.FIELD`.
+/// `environment`, `latency_ms`, `cost_usd`) become those, or are missing where they are null; one whose form does not fit,
+/// and every other one, is reachable as `trace.FIELD`.
 pub(super) fn trace(id: String, timestamp: Timestamp, mut map: Map<String, Value>) -> Trace {
+    for key in OWN {
+        if map.get(key).is_some_and(Value::is_null) {
+            map.remove(key);
+        }
+    }
     let mut take = |key: &str| match map.remove(key)? {
         Value::String(text) => Some(text),
         // Keys of users and sessions are often numbers.
@@ -74,5 +82,21 @@ pub(super) fn time(value: &Value) -> Option<Timestamp> {
             Timestamp::from_duration(jiff::SignedDuration::try_from_secs_f64(secs).ok()?).ok()
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_field_without_a_value_is_one_that_is_not_there() {
+        let given = json!({ "input": "q", "output": null, "name": null, "tags": null, "user_id": 7, "session_id": null, "environment": null, "latency_ms": null, "cost_usd": null, "note": null });
+        let Value::Object(map) = given else { unreachable!() };
+        let trace = trace("a".to_owned(), Timestamp::UNIX_EPOCH, map);
+        let expected = json!({ "id": "a", "timestamp": "1970-01-01T00:00:00Z", "input": "q", "output": null, "user_id": "7", "note": null });
+        assert_eq!(json!(trace), expected);
     }
 }

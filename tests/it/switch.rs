@@ -423,8 +423,17 @@ async fn the_same_traces_give_the_same_verdicts_wherever_they_are_read() {
     site.monitor("m", &monitor(json!({ "type": "sql", "timestamp_column": "timestamp", "query": query })));
     found.push(("sql".to_owned(), verdicts(&site, TRACES).await));
 
-    for (source, verdicts) in found {
-        let [more, less] = [verdicts.difference(&expected), expected.difference(&verdicts)].map(|these| these.take(3).collect::<Vec<_>>());
-        assert!(verdicts == expected, "{source}\n  has {more:#?}\n  in place of the file's {less:#?}");
+    // Text that is JSON (an answer in quotation marks) is taken by Langfuse itself for what it says: not as it was.
+    let is_json = |value: &Value| value.as_str().is_some_and(|text| serde_json::from_str::<Value>(text).is_ok());
+    let read: Vec<&str> = answers.iter().filter(|answer| is_json(&answer.input) || is_json(&answer.output)).map(|answer| answer.id.as_str()).collect();
+    assert!(read.len() < TRACES / 50, "{read:?}");
+    let of_langfuse: BTreeSet<&String> = found[0].1.iter().filter(|verdict| read.iter().any(|id| verdict.contains(id))).collect();
+    for (source, verdicts) in &found {
+        let same = |verdict: &&String| source == "sql" || !read.iter().any(|id| verdict.contains(id));
+        let (have, want): (BTreeSet<&String>, BTreeSet<&String>) = (verdicts.iter().filter(same).collect(), expected.iter().filter(same).collect());
+        let [more, less] = [have.difference(&want), want.difference(&have)].map(|these| these.take(3).collect::<Vec<_>>());
+        assert!(have == want, "{source}\n  has {more:#?}\n  in place of the file's {less:#?}");
+        let rest: BTreeSet<&String> = verdicts.iter().filter(|verdict| !same(verdict)).collect();
+        assert!(rest.is_empty() || rest == of_langfuse, "{source}");
     }
 }
