@@ -104,10 +104,14 @@ async fn traces_with_feedback_stay_the_traces_that_they_are() {
         let site = Site::with(mode).await;
         site.world.langfuse.add_some(3);
         let at = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(45);
-        site.write("feedback.jsonl", (0..2).map(|i| format!("{}\n", json!({ "timestamp": at, "trace": format!("t000{i}"), "thumb": "up" }))).collect::<String>());
+        site.write(
+            "feedback.jsonl",
+            (0..2).map(|i| format!("{}\n", json!({ "timestamp": at, "trace": format!("t000{i}"), "thumb": "up" }))).collect::<String>(),
+        );
         let join = |changes: Value| {
             let on = json!({ "left": ["trace.id"], "right": ["trace.trace"] });
-            let source = json!({ "type": "join", "settle": "0s", "left": { "type": "langfuse" }, "right": { "type": "file", "path": "feedback.jsonl" }, "on": on });
+            let source =
+                json!({ "type": "join", "settle": "0s", "left": { "type": "langfuse" }, "right": { "type": "file", "path": "feedback.jsonl" }, "on": on });
             let publish = json!([{ "type": "langfuse", "scores": false, "experiment": { "dataset": "rated" } }]);
             json!({ "schedule": { "every": "1h" }, "source": with(source, changes), "metrics": [short()], "publish": publish })
         };

@@ -311,7 +311,7 @@ fn answers(n: usize) -> Vec<Answer> {
             output,
             tags: ["beta", "chat"].into_iter().take(i % 3).map(str::to_owned).collect(),
             user: format!("u{}", i % 17),
-            session: (i % 4 > 0).then(|| format!("s{}", i / 4)),
+            session: (!i.is_multiple_of(4)).then(|| format!("s{}", i / 4)),
             metadata: json!({ "tenant": format!("t{}", i % 7), "guide": text("output") }),
         }
     };
