@@ -1,7 +1,7 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Case, Trigger};
+use super::{Case, Trace, Trigger};
 
 /// Namespace of every id that assayd derives (a UUIDv5 of the URL namespace and `urn:assayd`), fixed for ever:
 /// a change would make a published score appear a second time.
@@ -34,6 +34,28 @@ impl BodyKey {
         let mut key = [0; 16];
         key.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
         Self(key)
+    }
+}
+
+/// What a source gave of an item: two that differ have content that differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GivenHash(pub [u8; 16]);
+
+impl GivenHash {
+    /// Over all but the time and what a source comes to know later of the same content: latency, cost, steps and, of an
+    /// observation, the trace around it.
+    #[must_use]
+    pub fn new(trace: &Trace) -> Self {
+        let around = trace.observation_place().map(|_| "parent");
+        let extra: Vec<_> = trace.extra.iter().filter(|(key, _)| Some(key.as_str()) != around).collect();
+        let said = (&trace.name, &trace.input, &trace.output, &trace.metadata, &trace.tags, extra);
+        let from = (&trace.user_id, &trace.session_id, &trace.environment, &trace.release, &trace.version);
+        let mut hasher = blake3::Hasher::new();
+        // Plain data into a hasher: it always serialises.
+        let _ = serde_json::to_writer(&mut hasher, &(said, from));
+        let mut hash = [0; 16];
+        hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Self(hash)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     model::{About, MetricAbout, PromptUse},
     providers::Models,
     sinks::{Runs, Sink, SinkCx},
-    sources::{Source, SourceCx},
+    sources::{Source, SourceCx, scoped},
     store::Queue,
     util::{http::Http, template::Expr},
 };
@@ -73,9 +73,10 @@ impl Monitor {
     /// What does not compile or fit together; `config::check` has told the user before.
     pub fn build(spec: Arc<MonitorSpec>, env: &BuildEnv<'_>) -> anyhow::Result<Self> {
         let name = &spec.name;
-        let wants_observations = wants_observations(&spec);
+        let wants_observations = wants_observations(&spec) || spec.source.scope.needs_observations();
         let cx = SourceCx { connections: env.connections, http: env.http, base_dir: env.base_dir, wants_observations };
-        let source = spec.source.config.build(&cx).with_context(|| format!("monitor {name}: source"))?;
+        let source = spec.source.config.build(&cx).and_then(|source| scoped(source, &spec.source.scope, spec.source.settle));
+        let source = source.with_context(|| format!("monitor {name}: source"))?;
         let lenient =
             |key: &str, text: &Option<String>| text.as_deref().map(Expr::lenient).transpose().map_err(|error| anyhow!("monitor {name}: {key}: {error}"));
         let expr = |key: &str, text: &Option<String>| text.as_deref().map(Expr::new).transpose().map_err(|error| anyhow!("monitor {name}: {key}: {error}"));
