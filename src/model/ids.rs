@@ -108,3 +108,38 @@ pub fn content_hash(case: &Case) -> String {
     parts.extend(details.iter().map(String::as_str));
     hash_parts(&parts).to_hex()[..32].to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn trace(fields: Value) -> Trace {
+        let mut whole = json!({ "id": "t", "timestamp": "2026-01-01T00:00:00Z" });
+        whole.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        serde_json::from_value(whole).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_source_gave_is_known_by_its_content(
+            said in proptest::collection::vec("[ab]{0,2}", 5), others in proptest::collection::vec("[ab]{0,2}", 5), latency in 0.0..1e6_f64,
+        ) {
+            let of = |said: &[String]| trace(json!({ "input": said[0], "output": said[1], "metadata": said[2], "name": said[3], "row": said[4] }));
+            prop_assert_eq!(GivenHash::new(&of(&said)) == GivenHash::new(&of(&others)), said == others);
+            let later = Trace { latency_ms: Some(latency), cost_usd: Some(latency), timestamp: Timestamp::UNIX_EPOCH, ..of(&said) };
+            prop_assert_eq!(GivenHash::new(&of(&said)), GivenHash::new(&later));
+        }
+    }
+
+    #[test]
+    fn the_trace_around_an_observation_is_none_of_its_content() {
+        let of = |id: &str, around: &str| trace(json!({ "id": id, "observation": { "id": "o" }, "parent": { "id": "t", "output": around } }));
+        assert_eq!(GivenHash::new(&of("t/o", "one")), GivenHash::new(&of("t/o", "two")));
+        // Fields of a source's own.
+        assert_ne!(GivenHash::new(&of("line-7", "one")), GivenHash::new(&of("line-7", "two")));
+        assert_eq!((of("line-7", "").observation_place(), of("line-7", "").scored_trace()), (None, "line-7"));
+    }
+}

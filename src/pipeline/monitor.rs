@@ -13,7 +13,7 @@ use crate::{
     model::{About, MetricAbout, PromptUse},
     providers::Models,
     sinks::{Runs, Sink, SinkCx},
-    sources::{Source, SourceCx, scoped},
+    sources::{Scope, Source, SourceCx, scoped},
     store::Queue,
     util::{http::Http, template::Expr},
 };
@@ -181,5 +181,7 @@ fn wants_observations(spec: &MonitorSpec) -> bool {
     let texts =
         texts.map(String::as_str).chain(extract.details().map(|(_, text)| text)).chain(spec.source.filter.as_deref()).chain(spec.sampling.always.as_deref());
     let texts = texts.chain(spec.metrics.iter().flat_map(|metric| metric.when.as_deref().into_iter().chain(metric.config.templates())));
-    !extract.patterns.is_empty() || texts.into_iter().any(|text| text.contains("trace.steps") || text.contains("trace.observations") || text.contains("trace["))
+    // A session's traces have their own.
+    let of_turns = |text: &str| matches!(spec.source.scope, Scope::Session { .. }) && text.contains("observations");
+    !extract.patterns.is_empty() || texts.into_iter().any(|text| text.contains("trace.steps") || text.contains("trace.observations") || text.contains("trace[") || of_turns(text))
 }
