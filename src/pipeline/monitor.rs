@@ -183,5 +183,6 @@ fn wants_observations(spec: &MonitorSpec) -> bool {
     let texts = texts.chain(spec.metrics.iter().flat_map(|metric| metric.when.as_deref().into_iter().chain(metric.config.templates())));
     // A session's traces have their own.
     let of_turns = |text: &str| matches!(spec.source.scope, Scope::Session { .. }) && text.contains("observations");
-    !extract.patterns.is_empty() || texts.into_iter().any(|text| text.contains("trace.steps") || text.contains("trace.observations") || text.contains("trace[") || of_turns(text))
+    !extract.patterns.is_empty()
+        || texts.into_iter().any(|text| text.contains("trace.steps") || text.contains("trace.observations") || text.contains("trace[") || of_turns(text))
 }
