@@ -62,7 +62,7 @@ fn render(life: &ItemLife) -> String {
             let cost = score.cost_usd.map(|cost| format!(", {cost:.6} USD")).unwrap_or_default();
             let _ = writeln!(out, "    judge  {}/{model}{cost}", score.provider.as_deref().unwrap_or("-"));
         }
-        for (_, queue, state, delivered, error) in life.deliveries.iter().filter(|(metric, ..)| *metric == score.metric) {
+        for (_, queue, state, delivered, error) in life.deliveries.iter().filter(|(of, ..)| *of == score.score_id) {
             let what = match (state, delivered) {
                 (1, Some(at)) => format!("delivered {}", time(*at)),
                 (2, _) => format!("dead: {}", one_line(error.as_deref().unwrap_or("-"), 200)),

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     AlertSpec, ExtractSpec, For, MetricSpec, MonitorSpec, Over, SamplingSpec, Settings, SourceSpec, Strategy,
-    monitor::{AlertFile, File, MetricCommon, SourceCommon},
+    monitor::{AlertFile, File, MetricCommon, ScopeName, SourceCommon},
 };
 use crate::{
     alerting::Condition,
@@ -18,7 +18,7 @@ use crate::{
     providers::{CallCx, CallError, Model, Models, Question, Reply},
     schedule::plan::{Plan, ScheduleSpec},
     sinks::{NoRuns, Runs, SinkConfig, SinkCx, SinkKind},
-    sources::{SourceCx, SourceKind},
+    sources::{Scope, SourceCx, SourceKind},
     util::{
         backoff::Policy,
         duration::{self, Human},
@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-pub(super) const SOURCE_COMMON: [&str; 6] = ["name", "settle", "lookback", "overlap", "limit", "filter"];
+pub(super) const SOURCE_COMMON: [&str; 10] = ["name", "settle", "lookback", "overlap", "limit", "filter", "scope", "where", "session_window", "rejudge"];
 pub(super) const METRIC_COMMON: [&str; 4] = ["name", "when", "threshold", "higher_is_better"];
 
 /// `None` after at least one fault was pushed.
@@ -133,6 +133,7 @@ fn source(node: &Node, monitor: &str, settings: &Settings, faults: &mut Vec<Faul
     if common.limit == 0 {
         faults.push(Fault::new(place(node, "limit"), "at least 1"));
     }
+    let scope = scope(&common, node, faults);
     let cx = SourceCx { connections: &settings.connections, http: &CLIENT, base_dir: &settings.base_dir, wants_observations: false };
     if let Err(error) = config.build(&cx) {
         faults.push(unbuildable(node, &error));
@@ -145,7 +146,31 @@ fn source(node: &Node, monitor: &str, settings: &Settings, faults: &mut Vec<Faul
         overlap: common.overlap,
         limit: common.limit,
         filter: common.filter,
+        scope: scope?,
+        rejudge: common.rejudge,
         config: config.into(),
+    })
+}
+
+fn scope(common: &SourceCommon, node: &Node, faults: &mut Vec<Fault>) -> Option<Scope> {
+    let mut wrong = |key: &str, message: &str| faults.push(Fault::new(place(node, key), message));
+    if common.r#where.is_some() && common.scope != ScopeName::Observation {
+        wrong("where", "`where` needs `scope: observation` beside it; what all items are filtered by is `filter`");
+    }
+    if common.session_window.is_some() && common.scope != ScopeName::Session {
+        wrong("session_window", "`session_window` needs `scope: session` beside it");
+    }
+    Some(match common.scope {
+        ScopeName::Trace => Scope::Trace,
+        ScopeName::Observation => {
+            let Some(matching) = common.r#where.clone() else {
+                wrong("scope", "`scope: observation` needs `where`, the observations that are items, such as `where: observation.name == \"answer\"`");
+                return None;
+            };
+            expression(Some(&matching), node, "where", faults);
+            Scope::Observation { matching }
+        }
+        ScopeName::Session => Scope::Session { reach: common.session_window.unwrap_or(Human::hours(24)) },
     })
 }
 

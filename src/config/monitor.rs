@@ -10,7 +10,7 @@ use crate::{
     model::{Budget, Severity},
     schedule::plan::ScheduleSpec,
     sinks::SinkConfig,
-    sources::SourceConfig,
+    sources::{Scope, SourceConfig},
     util::{
         duration::Human,
         yaml::{Node, Section},
@@ -57,6 +57,8 @@ pub struct SourceSpec {
     pub limit: u64,
     /// Expression over `trace`; items for which it is false are filtered.
     pub filter: Option<String>,
+    pub scope: Scope,
+    pub rejudge: Rejudge,
     pub config: Arc<dyn SourceConfig>,
 }
 
@@ -334,11 +336,50 @@ pub(super) struct SourceCommon {
     pub limit: u64,
     /// Expression over `trace`; items for which it is false are filtered.
     pub filter: Option<String>,
+    /// What an item is: `trace`; `observation`, each observation for which `where` is true (id `TRACE/OBSERVATION`); or
+    /// `session`, all traces of a session, once none came for `settle`. Default `trace`.
+    pub scope: ScopeName,
+    /// With `scope: observation`, and needed there: expression over `observation` and `trace`, such as
+    /// `observation.name == "answer"`.
+    pub r#where: Option<String>,
+    /// With `scope: session`: how far before a session's last trace its first may lie. Default 24h.
+    pub session_window: Option<Human>,
+    /// `on_change`: a known item whose content changed is judged again, its old scores stay. Default `never`.
+    pub rejudge: Rejudge,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ScopeName {
+    #[default]
+    Trace,
+    Observation,
+    Session,
+}
+
+/// When an item that is known is judged again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Rejudge {
+    #[default]
+    Never,
+    OnChange,
 }
 
 impl Default for SourceCommon {
     fn default() -> Self {
-        Self { name: None, settle: Human::mins(5), lookback: Human::hours(24), overlap: Human::mins(30), limit: 1000, filter: None }
+        Self {
+            name: None,
+            settle: Human::mins(5),
+            lookback: Human::hours(24),
+            overlap: Human::mins(30),
+            limit: 1000,
+            filter: None,
+            scope: ScopeName::Trace,
+            r#where: None,
+            session_window: None,
+            rejudge: Rejudge::Never,
+        }
     }
 }
 

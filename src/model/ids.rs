@@ -1,7 +1,7 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Case, Trigger};
+use super::{Case, Trace, Trigger};
 
 /// Namespace of every id that assayd derives (a UUIDv5 of the URL namespace and `urn:assayd`), fixed for ever:
 /// a change would make a published score appear a second time.
@@ -34,6 +34,28 @@ impl BodyKey {
         let mut key = [0; 16];
         key.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
         Self(key)
+    }
+}
+
+/// What a source gave of an item: two that differ have content that differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GivenHash(pub [u8; 16]);
+
+impl GivenHash {
+    /// Over all but the time and what a source comes to know later of the same content: latency, cost, steps and, of an
+    /// observation, the trace around it.
+    #[must_use]
+    pub fn new(trace: &Trace) -> Self {
+        let around = trace.observation_place().map(|_| "parent");
+        let extra: Vec<_> = trace.extra.iter().filter(|(key, _)| Some(key.as_str()) != around).collect();
+        let said = (&trace.name, &trace.input, &trace.output, &trace.metadata, &trace.tags, extra);
+        let from = (&trace.user_id, &trace.session_id, &trace.environment, &trace.release, &trace.version);
+        let mut hasher = blake3::Hasher::new();
+        // Plain data into a hasher: it always serialises.
+        let _ = serde_json::to_writer(&mut hasher, &(said, from));
+        let mut hash = [0; 16];
+        hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Self(hash)
     }
 }
 
@@ -85,4 +107,39 @@ pub fn content_hash(case: &Case) -> String {
     let details: Vec<String> = case.details.iter().map(|(key, value)| format!("{key}\0{value}")).collect();
     parts.extend(details.iter().map(String::as_str));
     hash_parts(&parts).to_hex()[..32].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn trace(fields: Value) -> Trace {
+        let mut whole = json!({ "id": "t", "timestamp": "2026-01-01T00:00:00Z" });
+        whole.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        serde_json::from_value(whole).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_source_gave_is_known_by_its_content(
+            said in proptest::collection::vec("[ab]{0,2}", 5), others in proptest::collection::vec("[ab]{0,2}", 5), latency in 0.0..1e6_f64,
+        ) {
+            let of = |said: &[String]| trace(json!({ "input": said[0], "output": said[1], "metadata": said[2], "name": said[3], "row": said[4] }));
+            prop_assert_eq!(GivenHash::new(&of(&said)) == GivenHash::new(&of(&others)), said == others);
+            let later = Trace { latency_ms: Some(latency), cost_usd: Some(latency), timestamp: Timestamp::UNIX_EPOCH, ..of(&said) };
+            prop_assert_eq!(GivenHash::new(&of(&said)), GivenHash::new(&later));
+        }
+    }
+
+    #[test]
+    fn the_trace_around_an_observation_is_none_of_its_content() {
+        let of = |id: &str, around: &str| trace(json!({ "id": id, "observation": { "id": "o" }, "parent": { "id": "t", "output": around } }));
+        assert_eq!(GivenHash::new(&of("t/o", "one")), GivenHash::new(&of("t/o", "two")));
+        // Fields of a source's own.
+        assert_ne!(GivenHash::new(&of("line-7", "one")), GivenHash::new(&of("line-7", "two")));
+        assert_eq!((of("line-7", "").observation_place(), of("line-7", "").scored_trace()), (None, "line-7"));
+    }
 }

@@ -14,7 +14,7 @@ mod trace;
 
 pub use alert::{AlertEvent, AlertEventKind, AlertState, Route, Severity, Tally, WorstItem};
 pub use budget::{Budget, Per, nano_usd, usd};
-pub use ids::{BodyKey, ItemKey, content_hash, dataset_id, run_id, score_id, trace_id};
+pub use ids::{BodyKey, GivenHash, ItemKey, content_hash, dataset_id, run_id, score_id, trace_id};
 pub use item::{About, Item, MetricAbout};
 pub use outcome::{Decision, ItemCounts, Outcome, Score, Usage, Wait};
 pub use prompt::{ChatTurn, PromptAt, PromptRef, PromptText, PromptUse, PromptVersion};

@@ -50,6 +50,27 @@ pub struct Trace {
     pub extra: Map<String, Value>,
 }
 
+impl Trace {
+    /// Of an observation that is an item of its own: its trace's id and its own. Believed only where the item's id is made
+    /// of both, as fields of a source's own may bear the same names.
+    #[must_use]
+    pub fn observation_place(&self) -> Option<(&str, &str)> {
+        let id = |key: &str| self.extra.get(key)?.get("id")?.as_str();
+        let (trace, observation) = (id("parent")?, id("observation")?);
+        (self.id.strip_prefix(trace)?.strip_prefix('/')? == observation).then_some((trace, observation))
+    }
+
+    /// The trace that a score of the item belongs to: its own, an observation's trace, a session's last.
+    #[must_use]
+    pub fn scored_trace(&self) -> &str {
+        let of_session = || {
+            let last = self.extra.get("traces")?.as_array()?.last().filter(|_| self.session_id.as_ref() == Some(&self.id))?;
+            (last.get("session_id")?.as_str()? == self.id).then(|| last.get("id")?.as_str())?
+        };
+        self.observation_place().map(|(trace, _)| trace).or_else(of_session).unwrap_or(&self.id)
+    }
+}
+
 /// A step inside a trace: an LLM generation, a retrieval, a tool call, a plain span.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Observation {

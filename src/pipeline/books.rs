@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     metrics::Gives,
-    model::{BodyKey, Decision, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait, content_hash},
+    model::{BodyKey, Decision, GivenHash, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait, content_hash},
     sources::Window,
     store::{DrawBatch, ItemEnd, ItemOutcome, NewItem, NewScore, Queue},
     telemetry,
@@ -82,7 +82,13 @@ impl<'a> Books<'a> {
         Ok((from < to).then_some(Window { from, to }))
     }
 
-    pub(super) async fn record_draw(&self, items: Vec<NewItem>, watermark: Option<i64>, complete: bool) -> Result<(), Stopped> {
+    pub(super) async fn record_draw(
+        &self,
+        items: Vec<NewItem>,
+        baseline: Vec<(ItemKey, GivenHash)>,
+        watermark: Option<i64>,
+        complete: bool,
+    ) -> Result<(), Stopped> {
         let at_us = self.services.now_us();
         {
             let mut tally = self.tally();
@@ -102,13 +108,13 @@ impl<'a> Books<'a> {
             telemetry::watermark_lag(&self.monitor.spec.name, lag.as_secs_f64());
         }
         let watermark = watermark.filter(|_| regular).map(|us| (self.monitor.source_key.clone(), us));
-        let batch = DrawBatch { monitor: self.monitor.spec.name.clone(), run_id: self.order.run.id.clone(), at_us, items, watermark, complete };
+        let batch = DrawBatch { monitor: self.monitor.spec.name.clone(), run_id: self.order.run.id.clone(), at_us, items, baseline, watermark, complete };
         Ok(self.services.store.record_draw(batch).await?)
     }
 
     /// The whole window was read: a resumed run draws nothing more.
     pub(super) async fn complete(&self) -> Result<(), Stopped> {
-        if self.order.dry_run { Ok(()) } else { self.record_draw(Vec::new(), None, true).await }
+        if self.order.dry_run { Ok(()) } else { self.record_draw(Vec::new(), Vec::new(), None, true).await }
     }
 
     pub(super) fn bare_outcome(&self, key: ItemKey, item_id: &str, item_us: i64, trace: Option<&Trace>) -> ItemOutcome {
@@ -118,7 +124,8 @@ impl<'a> Books<'a> {
             key,
             item_id: item_id.to_owned(),
             item_us,
-            trace_id: Some(item_id.to_owned()),
+            trace_id: Some(trace.map_or(item_id, Trace::scored_trace).to_owned()),
+            observation_id: trace.and_then(Trace::observation_place).map(|(_, observation)| observation.to_owned()),
             environment: trace.and_then(|trace| trace.environment.clone()).or_else(|| self.monitor.spec.environment.clone()),
             url: trace.and_then(|trace| trace.url.clone()),
             at_us: self.services.now_us(),

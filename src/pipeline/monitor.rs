@@ -13,7 +13,7 @@ use crate::{
     model::{About, MetricAbout, PromptUse},
     providers::Models,
     sinks::{Runs, Sink, SinkCx},
-    sources::{Source, SourceCx},
+    sources::{Scope, Source, SourceCx, scoped},
     store::Queue,
     util::{http::Http, template::Expr},
 };
@@ -73,9 +73,10 @@ impl Monitor {
     /// What does not compile or fit together; `config::check` has told the user before.
     pub fn build(spec: Arc<MonitorSpec>, env: &BuildEnv<'_>) -> anyhow::Result<Self> {
         let name = &spec.name;
-        let wants_observations = wants_observations(&spec);
+        let wants_observations = wants_observations(&spec) || spec.source.scope.needs_observations();
         let cx = SourceCx { connections: env.connections, http: env.http, base_dir: env.base_dir, wants_observations };
-        let source = spec.source.config.build(&cx).with_context(|| format!("monitor {name}: source"))?;
+        let source = spec.source.config.build(&cx).and_then(|source| scoped(source, &spec.source.scope, spec.source.settle));
+        let source = source.with_context(|| format!("monitor {name}: source"))?;
         let lenient =
             |key: &str, text: &Option<String>| text.as_deref().map(Expr::lenient).transpose().map_err(|error| anyhow!("monitor {name}: {key}: {error}"));
         let expr = |key: &str, text: &Option<String>| text.as_deref().map(Expr::new).transpose().map_err(|error| anyhow!("monitor {name}: {key}: {error}"));
@@ -180,5 +181,8 @@ fn wants_observations(spec: &MonitorSpec) -> bool {
     let texts =
         texts.map(String::as_str).chain(extract.details().map(|(_, text)| text)).chain(spec.source.filter.as_deref()).chain(spec.sampling.always.as_deref());
     let texts = texts.chain(spec.metrics.iter().flat_map(|metric| metric.when.as_deref().into_iter().chain(metric.config.templates())));
-    !extract.patterns.is_empty() || texts.into_iter().any(|text| text.contains("trace.steps") || text.contains("trace.observations") || text.contains("trace["))
+    // A session's traces have their own.
+    let of_turns = |text: &str| matches!(spec.source.scope, Scope::Session { .. }) && text.contains("observations");
+    !extract.patterns.is_empty()
+        || texts.into_iter().any(|text| text.contains("trace.steps") || text.contains("trace.observations") || text.contains("trace[") || of_turns(text))
 }

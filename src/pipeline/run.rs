@@ -1,6 +1,10 @@
 //! The order of a run. Read [`work`] first: it is the pipeline.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{
     StreamExt,
@@ -21,8 +25,9 @@ use super::{
     view,
 };
 use crate::{
+    config::Rejudge,
     metrics::Price,
-    model::{Decision, ItemKey, PublishedCounts, RunReport, Trace},
+    model::{Decision, GivenHash, ItemKey, PublishedCounts, RunReport, Score, Trace},
     sources::{Fetched, Pages, SourceError},
     store::{Closed, ItemEnd, ItemOutcome, NewItem, NewScore, Pending, RunRow},
     telemetry,
@@ -159,11 +164,13 @@ async fn draw_and_judge<'a>(books: &'a Books<'a>, mut pages: mpsc::Receiver<Vec<
             let mut reservoir = Reservoir::new(n, by);
             let mut batch = Vec::new();
             let mut always = Vec::new();
+            let mut baseline = Vec::new();
             let mut watermark = None;
             while let Some(page) = pages.recv().await {
                 let candidates = candidates(books, page).await?;
                 watermark = watermark.max(candidates.watermark);
                 batch.extend(candidates.decided);
+                baseline.extend(candidates.baseline);
                 for candidate in candidates.open {
                     if candidate.always {
                         always.push(candidate);
@@ -181,7 +188,7 @@ async fn draw_and_judge<'a>(books: &'a Books<'a>, mut pages: mpsc::Receiver<Vec<
             let drawn: Vec<Candidate> = reservoir.into_drawn().chain(always).collect();
             let reason = if n == usize::MAX { "drawn".to_owned() } else { format!("drawn: {by:?}, n = {n}") };
             batch.extend(drawn.iter().map(|candidate| candidate.drawn(&reason)));
-            books.record_draw(batch, watermark, true).await?;
+            books.record_draw(batch, baseline, watermark, true).await?;
             let items = drawn.into_iter().map(|candidate| candidate.into_drawn(books.services.now_us()));
             judge_all(books, stream::iter(items.collect::<Vec<_>>()), concurrency).await
         }
@@ -313,6 +320,8 @@ async fn restore(books: &Books<'_>, pending: &Pending) -> Result<Result<Drawn, B
 struct Candidates {
     decided: Vec<NewItem>,
     open: Vec<Candidate>,
+    /// Known without their content's hash.
+    baseline: Vec<(ItemKey, GivenHash)>,
     /// The newest dated item seen.
     watermark: Option<i64>,
     /// The run has as many new items as it takes.
@@ -328,6 +337,9 @@ struct Candidate {
     view: minijinja::Value,
     case: crate::model::Case,
     always: bool,
+    given: Option<GivenHash>,
+    /// What was judged of it before it changed.
+    recorded: Vec<Score>,
 }
 
 impl Candidate {
@@ -341,17 +353,17 @@ impl Candidate {
     }
 
     fn item(&self, decision: Decision, reason: &str, trace: Option<String>) -> NewItem {
-        NewItem { key: self.key, item_id: self.fetched_id.clone(), item_us: self.item_us, decision, reason: reason.into(), trace }
+        NewItem { key: self.key, item_id: self.fetched_id.clone(), item_us: self.item_us, decision, reason: reason.into(), trace, given: self.given }
     }
 
     fn into_drawn(self, first_us: i64) -> Drawn {
-        Drawn { key: self.key, trace: self.trace, view: self.view, case: self.case, attempts: 0, first_us, recorded: Vec::new() }
+        Drawn { key: self.key, trace: self.trace, view: self.view, case: self.case, attempts: 0, first_us, recorded: self.recorded }
     }
 }
 
 /// Draws, and stores the draw. True when the run has all it takes.
 async fn draw(books: &Books<'_>, page: Vec<Fetched>, share: f64) -> Result<(Vec<Drawn>, bool), Stopped> {
-    let Candidates { decided: mut batch, open, watermark, full } = candidates(books, page).await?;
+    let Candidates { decided: mut batch, open, baseline, watermark, full } = candidates(books, page).await?;
     let mut drawn = Vec::with_capacity(open.len());
     for candidate in open {
         if candidate.always || sample::in_share(share, &candidate.fetched_id) {
@@ -361,7 +373,7 @@ async fn draw(books: &Books<'_>, page: Vec<Fetched>, share: f64) -> Result<(Vec<
             batch.push(candidate.sampled_out());
         }
     }
-    books.record_draw(batch, watermark, false).await?;
+    books.record_draw(batch, baseline, watermark, false).await?;
     let now_us = books.services.now_us();
     Ok((drawn.into_iter().map(|candidate| candidate.into_drawn(now_us)).collect(), full))
 }
@@ -371,13 +383,28 @@ async fn candidates(books: &Books<'_>, mut page: Vec<Fetched>) -> Result<Candida
     let monitor = books.monitor;
     let keys: Vec<ItemKey> = page.iter().map(|item| ItemKey::new(&monitor.source_key, &monitor.spec.name, &item.id)).collect();
     let known = books.services.store.known(&keys).await?;
+    let given: HashMap<ItemKey, GivenHash> = match monitor.spec.source.rejudge {
+        Rejudge::Never => HashMap::new(),
+        Rejudge::OnChange => keys.iter().zip(&page).filter_map(|(key, item)| Some((*key, GivenHash::new(item.body.as_ref().ok()?)))).collect(),
+    };
+    let mut baseline = Vec::new();
+    // New, or changed since it was decided.
+    let mut is_open = |key: &ItemKey| match (known.get(key), given.get(key)) {
+        (None, _) => true,
+        (Some(Some(before)), Some(now)) => before != now,
+        (Some(None), Some(now)) => {
+            baseline.push((*key, *now));
+            false
+        }
+        (Some(_), None) => false,
+    };
     let full = {
         let mut tally = books.tally();
         let mut keys = keys.iter();
         let mut room = monitor.spec.source.limit.saturating_sub(tally.new_items);
         let mut full = false;
         page.retain(|_| {
-            let fresh = keys.next().is_some_and(|key| !known.contains(key) && tally.seen.insert(*key));
+            let fresh = keys.next().is_some_and(|key| is_open(key) && tally.seen.insert(*key));
             if full {
                 return false;
             }
@@ -400,11 +427,12 @@ async fn candidates(books: &Books<'_>, mut page: Vec<Fetched>) -> Result<Candida
     let watermark = page.iter().filter(|item| item.dated).map(|item| item.timestamp.as_microsecond()).max();
     let page = complete(books, page).await?;
 
-    let mut found = Candidates { decided: Vec::new(), open: Vec::with_capacity(page.len()), watermark, full };
+    let mut found = Candidates { decided: Vec::new(), open: Vec::with_capacity(page.len()), baseline, watermark, full };
     for item in page {
         let key = ItemKey::new(&monitor.source_key, &monitor.spec.name, &item.id);
         let item_us = item.timestamp.as_microsecond();
-        let decided = |decision, reason: String| NewItem { key, item_id: item.id.clone(), item_us, decision, reason: reason.into(), trace: None };
+        let given = given.get(&key).copied();
+        let decided = |decision, reason: String| NewItem { key, item_id: item.id.clone(), item_us, decision, reason: reason.into(), trace: None, given };
         let trace = match item.body {
             Ok(trace) => trace,
             Err(reason) => {
@@ -412,6 +440,10 @@ async fn candidates(books: &Books<'_>, mut page: Vec<Fetched>) -> Result<Candida
                 continue;
             }
         };
+        if let Some(reason) = monitor.spec.source.scope.leaves_out(&trace) {
+            found.decided.push(decided(Decision::Filtered, reason));
+            continue;
+        }
         let view = view::trace(&trace, &monitor.patterns);
         let context = minijinja::context! { trace => view.clone() };
         match monitor.filter.as_ref().map(|filter| (filter, filter.is_true(&context))) {
@@ -429,7 +461,9 @@ async fn candidates(books: &Books<'_>, mut page: Vec<Fetched>) -> Result<Candida
         match monitor.extract.case(&view) {
             Ok(case) => {
                 let always = monitor.always.as_ref().is_some_and(|always| always.is_true(&context).unwrap_or(false));
-                found.open.push(Candidate { key, fetched_id: item.id, item_us, trace, view, case, always });
+                // What was paid for is not paid again where the change is in nothing that is judged.
+                let recorded = if known.contains_key(&key) { books.services.store.scores_of(key).await? } else { Vec::new() };
+                found.open.push(Candidate { key, fetched_id: item.id, item_us, trace, view, case, always, given, recorded });
             }
             Err(NoCase::NotApplicable(reason)) => found.decided.push(decided(Decision::NotApplicable, reason)),
             Err(NoCase::Failed(reason)) => found.decided.push(decided(Decision::Failed, reason)),

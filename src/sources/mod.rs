@@ -7,6 +7,7 @@ mod fields;
 mod file;
 mod join;
 mod langfuse;
+mod scope;
 mod slack;
 mod sql;
 
@@ -17,6 +18,7 @@ use jiff::Timestamp;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use tokio::sync::mpsc;
 
+pub use self::scope::{Scope, scoped};
 pub use crate::util::plugin::BuildError;
 use crate::{
     connections::Connections,

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use sqlx::{QueryBuilder, SqliteConnection};
 
 use super::{
-    DrawBatch, Fate, NewItem, NewNotice, NoticeEnd, RunRow, SentBatch, experiments, gateway, outcomes, prompts, retention,
+    DrawBatch, Fate, NewItem, NewNotice, NoticeEnd, RunRow, SentBatch, experiments, gateway,
+    outcomes::{self, hex},
+    prompts, retention,
     writer::{FinishedRun, Reply, Request, Write},
 };
 
@@ -89,6 +91,12 @@ async fn draw(db: &mut SqliteConnection, names: &mut Names, batch: &DrawBatch) -
     for items in batch.items.chunks(ROWS) {
         insert_items(db, monitor, batch, items).await?;
     }
+    if !batch.baseline.is_empty() {
+        let baseline: Vec<_> = batch.baseline.iter().map(|(key, given)| (hex(key.0), hex(given.0))).collect();
+        let sql =
+            "UPDATE items SET given = unhex(base.value ->> 1) FROM json_each($1) AS base WHERE items.key = unhex(base.value ->> 0) AND items.given IS NULL";
+        sqlx::query(sql).bind(json(&baseline)?).execute(&mut *db).await?;
+    }
     if let Some((source_key, at_us)) = &batch.watermark {
         // Never backwards: a run by hand over an old window must not make the next one read all of it again.
         let sql = "INSERT INTO watermarks (monitor, source_key, at_us) VALUES ($1, $2, $3) ON CONFLICT (monitor, source_key) DO UPDATE SET at_us = max(at_us, excluded.at_us)";
@@ -100,9 +108,21 @@ async fn draw(db: &mut SqliteConnection, names: &mut Names, batch: &DrawBatch) -
     Ok(0)
 }
 
-/// Items that are new, and what is pending of those that were drawn.
+/// Items that are new or have changed, and what is pending of those that were drawn.
 async fn insert_items(db: &mut SqliteConnection, monitor: i64, batch: &DrawBatch, items: &[NewItem]) -> Result<(), sqlx::Error> {
-    let mut sql = QueryBuilder::new("INSERT INTO items (key, monitor, item_id, item_us, decision, reason, run_id, seen_us, decided_us) ");
+    let given: Vec<_> = items.iter().filter_map(|item| Some((hex(item.key.0), hex(item.given?.0)))).collect();
+    if !given.is_empty() {
+        // Of an item that has changed: how it was decided becomes history, what waits of it is no longer what is judged.
+        let sql = "INSERT INTO item_events (item, at_us, run_id, decision, reason)
+                SELECT items.id, items.decided_us, items.run_id, items.decision, items.reason
+                FROM json_each($1) AS new JOIN items ON items.key = unhex(new.value ->> 0)
+                WHERE items.given <> unhex(new.value ->> 1)
+                    AND NOT EXISTS (SELECT 1 FROM item_events e WHERE e.item = items.id AND e.at_us = items.decided_us AND e.decision = items.decision);
+            DELETE FROM pending WHERE item IN (SELECT items.id FROM json_each($1) AS new JOIN items ON items.key = unhex(new.value ->> 0)
+                WHERE items.given <> unhex(new.value ->> 1))";
+        sqlx::query(sql).bind(json(&given)?).execute(&mut *db).await?;
+    }
+    let mut sql = QueryBuilder::new("INSERT INTO items (key, monitor, item_id, item_us, decision, reason, run_id, seen_us, decided_us, given) ");
     sql.push_values(items, |mut values, item| {
         values
             .push_bind(item.key.0.as_slice())
@@ -113,12 +133,18 @@ async fn insert_items(db: &mut SqliteConnection, monitor: i64, batch: &DrawBatch
             .push_bind(&*item.reason)
             .push_bind(&batch.run_id)
             .push_bind(batch.at_us)
-            .push_bind(batch.at_us);
+            .push_bind(batch.at_us)
+            .push_bind(item.given.as_ref().map(|given| given.0.as_slice()));
     });
-    sql.push(" ON CONFLICT (key) DO NOTHING");
+    sql.push(
+        " ON CONFLICT (key) DO UPDATE SET item_us = excluded.item_us, decision = excluded.decision, reason = excluded.reason, run_id = excluded.run_id,
+            attempts = 0, decided_us = excluded.decided_us, given = excluded.given WHERE items.given <> excluded.given",
+    );
     if items.iter().any(|item| item.trace.is_some()) {
         // An item that was there before has its own row, or has been decided.
-        sql.push("; INSERT INTO pending (item, monitor, state, item_us, first_us, trace) SELECT items.id, monitor, 'drawn', item_us, seen_us, column2 FROM (");
+        sql.push(
+            "; INSERT INTO pending (item, monitor, state, item_us, first_us, trace) SELECT items.id, monitor, 'drawn', item_us, decided_us, column2 FROM (",
+        );
         sql.push_values(items.iter().filter_map(|item| Some((item, item.trace.as_deref()?))), |mut values, (item, trace)| {
             values.push_bind(item.key.0.as_slice()).push_bind(trace);
         });

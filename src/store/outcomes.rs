@@ -55,9 +55,9 @@ async fn insert_scores(db: &mut SqliteConnection, rows: &[(i64, &ItemOutcome, &N
     // `column4` is the item's key. Bound, since a number's way through JSON may change its last bit.
     let mut sql = QueryBuilder::new(
         "INSERT INTO scores (score_id, run_id, monitor, item, metric, revision, item_id, trace_id, environment, url, item_us, outcome, data_type, value, raw,
-            label, passed, reason, provider, model, input_tokens, output_tokens, cost_usd, latency_ms, answer, created_us)
+            label, passed, reason, provider, model, input_tokens, output_tokens, cost_usd, latency_ms, answer, created_us, observation_id)
         SELECT column1, column2, column3, items.id, column5, column6, column7, column8, column9, column10, column11, column12, column13, column14, column15,
-            column16, column17, column18, column19, column20, column21, column22, column23, column24, column25, column26 FROM (",
+            column16, column17, column18, column19, column20, column21, column22, column23, column24, column25, column26, column27 FROM (",
     );
     sql.push_values(rows, |mut values, (monitor, of, score)| {
         let (value, raw, label, passed) = match &score.outcome {
@@ -90,7 +90,8 @@ async fn insert_scores(db: &mut SqliteConnection, rows: &[(i64, &ItemOutcome, &N
             .push_bind(score.usage.cost_usd)
             .push_bind(int(score.usage.latency_ms))
             .push_bind(score.answer.as_deref())
-            .push_bind(of.at_us);
+            .push_bind(of.at_us)
+            .push_bind(of.observation_id.as_deref());
     });
     sql.push(
         ") JOIN items ON items.key = column4 WHERE true
@@ -127,7 +128,7 @@ async fn end(db: &mut SqliteConnection, outcomes: &[&ItemOutcome], queued: &[(i6
     sqlx::query(sql).bind(json(&queued)?).bind(json(&ended)?).execute(db).await.map(drop)
 }
 
-fn hex(key: [u8; 16]) -> String {
+pub(super) fn hex(key: [u8; 16]) -> String {
     format!("{:032x}", u128::from_be_bytes(key))
 }
 
@@ -154,7 +155,15 @@ mod tests {
     }
 
     fn drawn(n: usize) -> NewItem {
-        NewItem { key: key(n), item_id: n.to_string(), item_us: 1, decision: Decision::Drawn, reason: "drawn".into(), trace: Some(format!("{{\"n\": {n}}}")) }
+        NewItem {
+            key: key(n),
+            item_id: n.to_string(),
+            item_us: 1,
+            decision: Decision::Drawn,
+            reason: "drawn".into(),
+            trace: Some(format!("{{\"n\": {n}}}")),
+            given: None,
+        }
     }
 
     /// A third each: scored, failed for good, to be tried again.
@@ -181,6 +190,7 @@ mod tests {
             item_id: n.to_string(),
             item_us: 1,
             trace_id: None,
+            observation_id: None,
             environment: None,
             url: None,
             at_us: 2,
@@ -196,7 +206,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (store, writer) = Store::open(folder.path()).await.unwrap();
         let story = async {
-            let batch = |items| DrawBatch { monitor: "m".to_owned(), run_id: "run".to_owned(), at_us: 1, items, watermark: None, complete: false };
+            let batch = |items| DrawBatch {
+                monitor: "m".to_owned(),
+                run_id: "run".to_owned(),
+                at_us: 1,
+                items,
+                baseline: Vec::new(),
+                watermark: None,
+                complete: false,
+            };
             store.record_draw(batch((0..ITEMS).map(drawn).collect())).await.unwrap();
             // All in one transaction: of each item twice, and of one that nobody knows.
             let outcomes = (0..ITEMS).map(|n| outcome(n, 1)).chain((0..ITEMS).map(|n| outcome(n, 2))).chain([outcome(ITEMS, 1)]);

@@ -1,13 +1,13 @@
 //! Queries. Costs follow what is asked for, never the length of the history.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use jiff::Timestamp;
 use sqlx::{Row, sqlite::SqliteRow};
 
 use super::{Due, DueNotice, Pending, RunRow, Store};
 use crate::{
-    model::{ItemKey, RunReport, Score, Tally},
+    model::{GivenHash, ItemKey, RunReport, Score, Tally},
     sinks::Delivery,
 };
 
@@ -23,7 +23,7 @@ pub struct ExportFilter {
     pub since_us: Option<i64>,
 }
 
-/// (metric, queue, state, when delivered, error)
+/// (`score_id`, queue, state, when delivered, error)
 pub type DeliveryRow = (String, String, i64, Option<i64>, Option<String>);
 
 /// All that is known of one item.
@@ -117,12 +117,12 @@ fn sql(text: String) -> sqlx::AssertSqlSafe<String> {
 }
 
 impl Store {
-    /// Those of `keys` that the ledger knows.
+    /// Those of `keys` that the ledger knows, with the hash of what their source gave, where it is kept.
     ///
     /// # Errors
     /// The database's.
-    pub async fn known(&self, keys: &[ItemKey]) -> Result<HashSet<ItemKey>> {
-        let mut known = HashSet::with_capacity(keys.len());
+    pub async fn known(&self, keys: &[ItemKey]) -> Result<HashMap<ItemKey, Option<GivenHash>>> {
+        let mut known = HashMap::with_capacity(keys.len());
         for chunk in keys.chunks(LOOKUP) {
             let mut list = String::with_capacity(chunk.len() * 35 + 2);
             list.push('[');
@@ -135,9 +135,11 @@ impl Store {
                 list.push('"');
             }
             list.push(']');
-            let rows: Vec<Vec<u8>> =
-                sqlx::query_scalar("SELECT key FROM items WHERE key IN (SELECT unhex(value) FROM json_each($1))").bind(list).fetch_all(&self.read).await?;
-            known.extend(rows.into_iter().filter_map(|row| row.try_into().ok().map(ItemKey)));
+            let rows: Vec<(Vec<u8>, Option<Vec<u8>>)> =
+                sqlx::query_as("SELECT key, given FROM items WHERE key IN (SELECT unhex(value) FROM json_each($1))").bind(list).fetch_all(&self.read).await?;
+            let sound =
+                |(key, given): (Vec<u8>, Option<Vec<u8>>)| Some((ItemKey(key.try_into().ok()?), given.and_then(|given| given.try_into().ok()).map(GivenHash)));
+            known.extend(rows.into_iter().filter_map(sound));
         }
         Ok(known)
     }
@@ -443,7 +445,7 @@ impl Store {
                 .bind(item)
                 .fetch_all(&self.read)
                 .await?;
-            let text = "SELECT s.metric, q.name, o.state, o.delivered_us, o.error FROM outbox o JOIN scores s ON s.id = o.score JOIN queues q ON q.id = o.queue WHERE s.item = $1 ORDER BY o.id";
+            let text = "SELECT s.score_id, q.name, o.state, o.delivered_us, o.error FROM outbox o JOIN scores s ON s.id = o.score JOIN queues q ON q.id = o.queue WHERE s.item = $1 ORDER BY o.id";
             let deliveries = sqlx::query_as(text).bind(item).fetch_all(&self.read).await?;
             lives.push(ItemLife {
                 item_id: row.try_get("item_id")?,

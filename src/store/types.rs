@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{AlertEvent, AlertState, BodyKey, Decision, ItemKey, Outcome, Route, Usage};
+use crate::model::{AlertEvent, AlertState, BodyKey, Decision, GivenHash, ItemKey, Outcome, Route, Usage};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunRow {
@@ -25,6 +25,8 @@ pub struct DrawBatch {
     pub run_id: String,
     pub at_us: i64,
     pub items: Vec<NewItem>,
+    /// Items that were known without their content's hash: what a change is seen against from now on.
+    pub baseline: Vec<(ItemKey, GivenHash)>,
     /// (source_key, the newest timestamp up to which everything is decided).
     pub watermark: Option<(String, i64)>,
     /// This was the last batch of the run's draw.
@@ -40,6 +42,8 @@ pub struct NewItem {
     pub reason: Arc<str>,
     /// The trace as JSON, for a drawn item.
     pub trace: Option<String>,
+    /// Of what the source gave, where a change of it matters. An item that is known by another is drawn anew.
+    pub given: Option<GivenHash>,
 }
 
 /// What came of judging one item by some of its metrics.
@@ -51,6 +55,7 @@ pub struct ItemOutcome {
     pub item_id: String,
     pub item_us: i64,
     pub trace_id: Option<String>,
+    pub observation_id: Option<String>,
     pub environment: Option<String>,
     pub url: Option<String>,
     pub at_us: i64,

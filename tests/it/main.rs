@@ -34,6 +34,7 @@ mod prompts;
 mod publish;
 mod reload;
 mod schedule;
+mod scopes;
 mod secrets;
 mod site;
 mod slack_source;

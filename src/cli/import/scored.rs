@@ -213,15 +213,16 @@ async fn keep(store: &Store, ledger: &Ledger, ids: Vec<String>, items: &mut Item
     let reason: Arc<str> = "imported: the older tool had scored it".into();
     let new: Vec<NewItem> = keyed
         .into_iter()
-        .filter(|(key, _)| !known.contains(key) && seen.insert(*key))
-        .map(|(key, item_id)| NewItem { key, item_id, item_us: at_us, decision: Decision::Scored, reason: Arc::clone(&reason), trace: None })
+        .filter(|(key, _)| !known.contains_key(key) && seen.insert(*key))
+        .map(|(key, item_id)| NewItem { key, item_id, item_us: at_us, decision: Decision::Scored, reason: Arc::clone(&reason), trace: None, given: None })
         .collect();
     items.new += new.len() as u64;
     items.known += rows - new.len() as u64;
     if new.is_empty() {
         return Ok(());
     }
-    let batch = DrawBatch { monitor: ledger.monitor.clone(), run_id: "import".to_owned(), at_us, items: new, watermark: None, complete: false };
+    let batch =
+        DrawBatch { monitor: ledger.monitor.clone(), run_id: "import".to_owned(), at_us, items: new, baseline: Vec::new(), watermark: None, complete: false };
     let mut health = store.health();
     // The store would wait for a full disk to have room; who sits before a command would rather know.
     tokio::select! {
