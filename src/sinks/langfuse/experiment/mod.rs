@@ -256,13 +256,13 @@ impl Experiment {
         let run_name = text::one_line(&run_name, 255);
         let item_id = format!("assayd-{}", hash(&[&self.config.dataset, &item.about.source_kind, &item.trace.id, &item.content_hash]));
         // The left side of a join is told by its address. (One that got an id of its own is no trace that Langfuse knows.)
-        let page = self.langfuse.page(&format!("/project/{project}/traces/{}", item.trace.id));
+        let page = self.langfuse.page(&format!("/project/{project}/traces/{}", item.trace.scored_trace()));
         let known = item.about.source_kind == "langfuse" || item.trace.url.as_ref() == Some(&page);
         // v3 links an item to the trace that Langfuse has of it.
         let own = dialect == Dialect::V3 && known;
         let spans =
             (!own).then(|| Spans { root: hash(&["root", &run_name, &item_id])[..16].to_owned(), task: hash(&["task", &run_name, &item_id])[..16].to_owned() });
-        let trace_id = if own { item.trace.id.clone() } else { hash(&["trace", &run_name, &item_id]) };
+        let trace_id = if own { item.trace.scored_trace().to_owned() } else { hash(&["trace", &run_name, &item_id]) };
         Ok(Place { delivery, item, run_name, item_id, known, trace_id, spans })
     }
 
@@ -317,7 +317,10 @@ impl Experiment {
             body["expectedOutput"] = json!(item.case.expected);
         }
         if place.known {
-            body["sourceTraceId"] = json!(item.trace.id);
+            body["sourceTraceId"] = json!(item.trace.scored_trace());
+            if let Some((_, observation)) = item.trace.observation_place() {
+                body["sourceObservationId"] = json!(observation);
+            }
         }
         self.langfuse.http().attempt(self.langfuse.request(Method::POST, "/dataset-items").json(&body)).await.map(drop)
     }

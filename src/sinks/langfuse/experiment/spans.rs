@@ -20,7 +20,7 @@ impl Experiment {
         let mut attributes = vec![
             attribute("langfuse.environment", ENVIRONMENT),
             attribute("langfuse.trace.name", item.trace.name.as_deref().unwrap_or("experiment-item-run")),
-            attribute("langfuse.trace.metadata.source_trace_id", &item.trace.id),
+            attribute("langfuse.trace.metadata.source_trace_id", item.trace.scored_trace()),
             attribute("langfuse.experiment.id", experiment),
             attribute("langfuse.experiment.name", &place.run_name),
             attribute("langfuse.experiment.metadata", &metadata),
