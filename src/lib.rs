@@ -7,6 +7,7 @@
 //! [`schedule`] says that a slot of monitor `support-answers` is due, and [`daemon`] starts [`pipeline::run`]:
 //!
 //! 1. **fetch**: the [`sources`] plug-in streams what lies between `watermark - overlap` and `now - settle`, oldest first.
+//!    Sources stand inside one another where an item is more or less than a trace: `join`, and the scopes observation and session.
 //! 2. **dedup**: what the decision ledger in the [`store`] knows is a duplicate. (Before extract, unlike the order in which
 //!    users speak of the stages: extract may need a trace's observations, which cost requests.)
 //! 3. **filter, extract**: a trace becomes a case (input, output, context, expected).
@@ -21,7 +22,8 @@
 //!
 //! - A run is (monitor, slot), a score is (monitor, metric, revision, item, content): both have ids derived from that, so
 //!   whatever happens twice is the same thing again.
-//! - An item has one row in the ledger. It is drawn or not drawn once; a crash or a deferral never draws anew.
+//! - An item has one row in the ledger. It is drawn or not drawn once; a crash or a deferral never draws anew, only content that
+//!   changed does, where `rejudge` asks for it.
 //! - A paid answer is on disk (`synchronous=FULL`) before its item counts as judged, and before anything is sent.
 //! - A failed judgement is an outcome with a reason, never a number.
 //! - A run is judged by one version of each prompt, read when it starts ([`prompts`]); the revision of its scores is that text's.
@@ -30,6 +32,7 @@
 //!   `assayd secrets`, in a table that no daemon writes.
 //! - A key is a [`util::secret::SecretString`] from where it is read: never shown, looked up where the settings only name it.
 //! - No call is made that a budget would have to pay and whose worst case is not set aside on disk ([`gateway`]).
+//! - A metric's own process (`exec`) is kept by a task; it has a group of its own, which is killed when that task ends.
 //! - Only [`daemon::supervisor`] begins tasks, only [`schedule::clock`] reads the wall clock for decisions.
 //!
 //! # Two schedulers, and why
