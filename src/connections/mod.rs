@@ -11,7 +11,7 @@ pub use langfuse::{Dialect, Langfuse, LangfuseConnection, attribute, segment};
 pub use postgres::{Postgres, PostgresConnection, PostgresFault};
 use schemars::JsonSchema;
 use serde::Deserialize;
-pub use slack::{Slack, SlackConnection, SlackError};
+pub use slack::{Slack, SlackConnection, SlackError, slack_cause, slack_client};
 
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

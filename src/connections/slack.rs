@@ -87,26 +87,40 @@ enum Failed {
     Refused { code: String, needed: Option<String> },
 }
 
+impl SlackConnection {
+    /// Its bot token, where it has one.
+    ///
+    /// # Errors
+    /// A sentence: it is none that could be sent.
+    pub fn bot_token(&self) -> Result<Option<SlackApiToken>, String> {
+        let Some(token) = &self.token else { return Ok(None) };
+        let token = token.expose_secret().trim();
+        // A line break in a token (a file read whole) would fail every call with a message nobody understands.
+        if token.is_empty() || !token.chars().all(|c| c.is_ascii_graphic()) {
+            return Err("the Slack token is empty or has characters that no token has".to_owned());
+        }
+        Ok(Some(SlackApiToken::new(SlackApiTokenValue(token.to_owned()))))
+    }
+
+    /// Base of the Web API. slack-morphism joins with a slash of its own, and some servers take `//` for another path.
+    ///
+    /// # Errors
+    /// A sentence: it is no address.
+    pub fn base(&self) -> Result<String, String> {
+        let base = self.api_url.trim_end_matches('/');
+        let sound = Url::parse(base).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        if sound { Ok(base.to_owned()) } else { Err(format!("`{}` is not an http(s) address", one_line(base, 80))) }
+    }
+}
+
 impl Slack {
     /// Touches neither network nor disk.
     ///
     /// # Errors
     /// A sentence: the connection has no token, or an address that is none.
     pub fn new(connection: &SlackConnection, retry: Policy) -> Result<Self, String> {
-        let Some(token) = &connection.token else {
-            return Err("reading from Slack needs a connection with a `token`; a webhook only posts".to_owned());
-        };
-        let token = token.expose_secret().trim();
-        // A line break in a token (a file read whole) would fail every call with a message nobody understands.
-        if token.is_empty() || !token.chars().all(|c| c.is_ascii_graphic()) {
-            return Err("the Slack token is empty or has characters that no token has".to_owned());
-        }
-        // slack-morphism joins with a slash of its own, and some servers take `//` for another path.
-        let api_url = connection.api_url.trim_end_matches('/').to_owned();
-        if !Url::parse(&api_url).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {
-            return Err(format!("`{}` is not an http(s) address", one_line(&api_url, 80)));
-        }
-        let token = SlackApiToken::new(SlackApiTokenValue(token.to_owned()));
+        let token = connection.bot_token()?.ok_or("reading from Slack needs a connection with a `token`; a webhook only posts")?;
+        let api_url = connection.base()?;
         Ok(Self { api_url, token, retry, client: OnceCell::new(), pauses: Mutex::default() })
     }
 
@@ -162,7 +176,8 @@ impl Slack {
     }
 
     async fn attempt<T: DeserializeOwned + Send>(&self, method: &'static str, query: &[(&'static str, String)]) -> Result<T, Failed> {
-        let client = self.client.get_or_try_init(|| async { client(&self.api_url) }).await.map_err(Failed::Passing)?;
+        let client =
+            self.client.get_or_try_init(|| async { slack_client(&self.api_url, self.api_url.starts_with("https:")) }).await.map_err(Failed::Passing)?;
         let session = client.open_session(&self.token);
         let params: Vec<(&str, Option<&str>)> = query.iter().map(|(key, value)| (*key, Some(value.as_str()))).collect();
         match tokio::time::timeout(TIMEOUT, session.http_session_api.http_get(method, &params, None)).await {
@@ -172,13 +187,16 @@ impl Slack {
     }
 }
 
-/// One connector for https and, where the address says so, plain http.
-fn client(api_url: &str) -> Result<SlackHyperClient, String> {
+/// One client for https and, where the address says so, plain http. `tls`: whether what is called is https.
+///
+/// # Errors
+/// A sentence: TLS cannot be set up.
+pub fn slack_client(api_url: &str, tls: bool) -> Result<SlackHyperClient, String> {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_connect_timeout(Some(CONNECT_TIMEOUT));
     let builder = HttpsConnectorBuilder::new();
-    let builder = if api_url.starts_with("https:") {
+    let builder = if tls {
         builder.with_provider_and_native_roots(aws_lc_rs::default_provider()).map_err(|error| format!("root certificates for Slack: {error}"))?
     } else {
         // A container without certificates can still use a stand-in or a proxy over http. No root: no https.
@@ -217,12 +235,13 @@ fn failed(error: SlackClientError) -> Failed {
             }
         }
         SlackClientError::ProtocolError(error) => Failed::Passing(format!("Slack's answer is not what was expected: {}", error.json_error)),
-        other => Failed::Passing(format!("Slack cannot be reached: {}", deepest(&other))),
+        other => Failed::Passing(format!("Slack cannot be reached: {}", slack_cause(&other))),
     }
 }
 
 /// The cause without its wrapping, which names only libraries.
-fn deepest(error: &SlackClientError) -> String {
+#[must_use]
+pub fn slack_cause(error: &SlackClientError) -> String {
     // slack-morphism's own errors end the chain of `source`, although they hold a cause.
     let mut cause: &dyn Error = match error {
         SlackClientError::HttpProtocolError(error) => error.cause.as_ref().map_or(error as &dyn Error, |cause| cause.as_ref()),

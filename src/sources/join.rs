@@ -312,30 +312,16 @@ fn on_side(side: &str, error: SourceError) -> SourceError {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::given::Given, *};
 
-    /// (seconds, key) each.
-    struct Given(Vec<(i64, u8)>);
-
-    #[async_trait]
-    impl Source for Given {
-        async fn fetch(&self, window: Window, pages: &Pages) -> Result<(), SourceError> {
-            for (at, (second, key)) in self.0.iter().enumerate() {
-                let timestamp = Timestamp::from_second(*second).unwrap();
-                if window.from <= timestamp && timestamp < window.to {
-                    let trace: Trace = serde_json::from_value(json!({ "id": format!("{at}"), "timestamp": timestamp, "key": key })).unwrap();
-                    let item = Fetched { id: trace.id.clone(), timestamp, dated: true, body: Ok(Arc::new(trace)) };
-                    if pages.send(vec![item]).await.is_err() {
-                        break;
-                    }
-                }
-            }
-            Ok(())
-        }
-
-        async fn probe(&self) -> Result<String, SourceError> {
-            Ok("given".to_owned())
-        }
+    /// Of (seconds, key) each.
+    fn given(items: &[(i64, u8)]) -> Arc<Given> {
+        let item = |(at, (second, key)): (usize, &(i64, u8))| {
+            let timestamp = Timestamp::from_second(*second).unwrap();
+            let trace: Trace = serde_json::from_value(json!({ "id": at.to_string(), "timestamp": timestamp, "key": key })).unwrap();
+            Fetched { id: trace.id.clone(), timestamp, dated: true, body: Ok(Arc::new(trace)) }
+        };
+        Arc::new(Given(items.iter().enumerate().map(item).collect()))
     }
 
     const HOUR: i64 = 3600;
@@ -343,7 +329,7 @@ mod tests {
     /// (left's id, right's time, how many), in the order they came.
     fn joined(left: &[(i64, u8)], right: &[(i64, u8)], how: How, most_bytes: usize) -> Result<Vec<(String, Option<i64>, u64)>, SourceError> {
         let key = || Key(vec![Expr::lenient("trace.key").unwrap()]);
-        let (left, right) = (Arc::new(Given(left.to_vec())), Arc::new(Given(right.to_vec())));
+        let (left, right) = (given(left), given(right));
         let join = Join { left, right, left_key: key(), right_key: key(), how, buffer: SignedDuration::from_secs(60), id: None, most_bytes };
         let window = Window { from: Timestamp::UNIX_EPOCH, to: Timestamp::from_second(HOUR).unwrap() };
         let (pages, mut received) = Pages::channel(1000);

@@ -5,6 +5,8 @@
 
 mod fields;
 mod file;
+#[cfg(test)]
+mod given;
 mod join;
 mod langfuse;
 mod scope;

@@ -1,32 +1,25 @@
 //! One call to Slack, its time limit and what its errors mean.
 
-use std::{error::Error, time::Duration};
+use std::time::Duration;
 
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::client::legacy::connect::HttpConnector;
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use slack_morphism::{
-    ClientResult, SlackApiToken, SlackApiTokenValue, SlackChannelId, SlackClient, SlackMessageContent, SlackTs,
+    ClientResult, SlackApiToken, SlackChannelId, SlackMessageContent, SlackTs,
     api::{SlackApiChatPostMessageRequest, SlackApiChatUpdateRequest, SlackApiPostWebhookMessageRequest},
     errors::SlackClientError,
-    hyper_tokio::{SlackClientHyperConnector, SlackHyperClient, SlackHyperHttpsConnector},
+    hyper_tokio::SlackHyperClient,
 };
 use url::Url;
 
 use crate::{
-    connections::SlackConnection,
+    connections::{SlackConnection, slack_cause, slack_client},
     sinks::NotifyError,
-    util::{
-        secret::{ExposeSecret, SecretString},
-        text::one_line,
-    },
+    util::{secret::ExposeSecret, text::one_line},
 };
 
 /// Of one call; slack-morphism has no limit of its own.
 const TIMEOUT: Duration = Duration::from_secs(10);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What only a person can mend (a token, an invitation) is tried again this often: nothing is lost, nothing is hammered.
 const PERSON: Duration = Duration::from_mins(10);
 
@@ -55,21 +48,16 @@ struct AuthTest {
 
 impl Client {
     pub(super) fn new(connection: &SlackConnection) -> Result<Self, String> {
-        // slack-morphism joins with a slash of its own, and some servers take `//` for another path.
-        let api_url = connection.api_url.trim_end_matches('/');
-        let (address, way) = match (&connection.token, &connection.webhook_url) {
-            (Some(token), _) => {
-                let base = address(api_url).ok_or_else(|| format!("`{api_url}` is not an http(s) address"))?;
-                (base, Way::Bot(SlackApiToken::new(SlackApiTokenValue(header_safe(token)?))))
-            }
+        let base = connection.base()?;
+        let (tls, way) = match (connection.bot_token()?, &connection.webhook_url) {
+            (Some(token), _) => (base.starts_with("https:"), Way::Bot(token)),
             (None, Some(webhook)) => {
                 let url = address(webhook.expose_secret().trim()).ok_or("webhook_url is not an http(s) address")?;
-                (url.clone(), Way::Webhook(url))
+                (url.scheme() == "https", Way::Webhook(url))
             }
             (None, None) => return Err("the Slack connection has neither token nor webhook_url".to_owned()),
         };
-        let connector = SlackClientHyperConnector::from(connector(address.scheme() == "https")?).with_slack_api_url(api_url);
-        Ok(Self { slack: SlackClient::new(connector), way })
+        Ok(Self { slack: slack_client(&base, tls)?, way })
     }
 
     /// Whether messages can be found again.
@@ -131,33 +119,6 @@ fn address(text: &str) -> Option<Url> {
     Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }
 
-/// A line break in a token (a file read whole) would fail every call with a message nobody understands.
-fn header_safe(token: &SecretString) -> Result<String, String> {
-    let token = token.expose_secret().trim();
-    if token.is_empty() || !token.chars().all(|c| c.is_ascii_graphic()) {
-        return Err("the Slack token is empty or has characters that no token has".to_owned());
-    }
-    Ok(token.to_owned())
-}
-
-/// One connector for https and, where the address says so, plain http.
-fn connector(tls: bool) -> Result<SlackHyperHttpsConnector, String> {
-    let mut http = HttpConnector::new();
-    http.enforce_http(false);
-    http.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    let builder = HttpsConnectorBuilder::new();
-    let builder = if tls {
-        builder.with_provider_and_native_roots(aws_lc_rs::default_provider()).map_err(|error| format!("root certificates for Slack: {error}"))?
-    } else {
-        // A container without certificates can still use a stand-in or a proxy over http. No root: no https.
-        let config = ClientConfig::builder_with_provider(aws_lc_rs::default_provider().into())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| format!("TLS for Slack: {error}"))?;
-        builder.with_tls_config(config.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
-    };
-    Ok(builder.https_or_http().enable_http1().enable_http2().wrap_connector(http))
-}
-
 /// Why there is no answer to read.
 enum Unanswered {
     TimedOut,
@@ -214,7 +175,7 @@ fn failure(error: Unanswered, to: &str) -> Failure {
             Failure { error: refused(&body, &format!(" (HTTP {status})"), to), code: body }
         }
         SlackClientError::ProtocolError(error) => retry(format!("Slack's answer is not what was expected: {}", error.json_error), None),
-        other => retry(format!("Slack cannot be reached: {}", deepest(&other)), None),
+        other => retry(format!("Slack cannot be reached: {}", slack_cause(&other)), None),
     }
 }
 
@@ -256,24 +217,4 @@ fn details(body: Option<&str>) -> String {
     let messages = body["response_metadata"]["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
     let joined = messages.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("; ");
     if joined.is_empty() { String::new() } else { format!(" ({})", one_line(&joined, 300)) }
-}
-
-/// The cause without its wrapping, which names only libraries.
-fn deepest(error: &SlackClientError) -> String {
-    // slack-morphism's own errors end the chain of `source`, although they hold a cause.
-    let mut cause: &dyn Error = match error {
-        SlackClientError::HttpProtocolError(error) => match &error.cause {
-            Some(cause) => cause.as_ref(),
-            None => error,
-        },
-        SlackClientError::SystemError(error) => match &error.cause {
-            Some(cause) => cause.as_ref(),
-            None => error,
-        },
-        other => other,
-    };
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    one_line(&cause.to_string(), 200)
 }

@@ -236,29 +236,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    /// (second, session) each, in order of time.
-    struct Given(Vec<(i64, u8)>);
-
-    #[async_trait]
-    impl Source for Given {
-        async fn fetch(&self, window: Window, pages: &Pages) -> Result<(), SourceError> {
-            for (at, (second, session)) in self.0.iter().enumerate() {
-                let timestamp = time(*second);
-                if window.from <= timestamp && timestamp < window.to {
-                    let item = Fetched { id: at.to_string(), timestamp, dated: true, body: Ok(Arc::new(trace(at, *second, *session))) };
-                    if pages.send(vec![item]).await.is_err() {
-                        break;
-                    }
-                }
-            }
-            Ok(())
-        }
-
-        async fn probe(&self) -> Result<String, SourceError> {
-            Ok("given".to_owned())
-        }
-    }
+    use crate::sources::given::Given;
 
     fn time(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -271,8 +249,15 @@ mod tests {
     const REACH: i64 = 100;
     const SETTLE: i64 = 20;
 
+    /// `given`: (second, session) each, in order of time.
     fn items(given: &[(i64, u8)], from: i64, to: i64, most_bytes: usize) -> Vec<Fetched> {
-        let source = Arc::new(Given(given.to_vec()));
+        let item = |(at, (second, session)): (usize, &(i64, u8))| Fetched {
+            id: at.to_string(),
+            timestamp: time(*second),
+            dated: true,
+            body: Ok(Arc::new(trace(at, *second, *session))),
+        };
+        let source = Arc::new(Given(given.iter().enumerate().map(item).collect()));
         let sessions = Sessions { source, reach: SignedDuration::from_secs(REACH), settle: SignedDuration::from_secs(SETTLE), most_bytes };
         let (pages, mut received) = Pages::channel(1000);
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(sessions.fetch(Window { from: time(from), to: time(to) }, &pages)).unwrap();
