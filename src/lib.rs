@@ -80,6 +80,7 @@ pub mod providers;
 pub mod schedule;
 pub mod sinks;
 pub mod sources;
+pub mod statistics;
 pub mod store;
 pub mod telemetry;
 pub mod util;

@@ -78,7 +78,7 @@ impl Finding {
 }
 
 /// Fires at once: each check knows itself how much it takes. Repeats daily, since mending these takes a person.
-const RULE: Rule = Rule { hold: Hold::Runs(1), repeat: Human::hours(24) };
+const RULE: Rule = Rule { hold: Hold::Runs(1), repeat: Human::hours(24), keep: Human::secs(0) };
 
 pub const BUILTINS: [Builtin; 6] = [
     Builtin { name: "runs-failing", severity: Severity::Critical, rule: RULE, window: None, check: runs_failing },

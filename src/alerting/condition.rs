@@ -7,7 +7,10 @@ use super::{
     machine::Observed,
     measure::{Measured, Statistic},
 };
-use crate::util::text::{figure, nearest};
+use crate::{
+    statistics::{Interval, baseline::Level, evidence::THRESHOLDS},
+    util::text::{figure, nearest},
+};
 
 /// `mean < 0.8`: what an alert's `when` says. It holds while something is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -15,8 +18,11 @@ use crate::util::text::{figure, nearest};
 pub struct Condition {
     pub statistic: Statistic,
     pub comparison: Comparison,
-    /// In the statistic's unit; finite and within what the statistic can be.
+    /// In the statistic's unit; finite and within what the statistic can be. With `baseline`: how far from the learned level,
+    /// negative below it.
     pub threshold: f64,
+    /// Compares with a level that is learned (`mean < baseline - 0.02`).
+    pub baseline: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +46,26 @@ impl Comparison {
             Self::Greater => ">",
         }
     }
+
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Less => "below",
+            Self::AtMost => "at or below",
+            Self::AtLeast => "at or above",
+            Self::Greater => "above",
+        }
+    }
+
+    #[must_use]
+    pub fn of(self, x: f64, threshold: f64) -> bool {
+        match self {
+            Self::Less => x < threshold,
+            Self::AtMost => x <= threshold,
+            Self::AtLeast => x >= threshold,
+            Self::Greater => x > threshold,
+        }
+    }
 }
 
 /// Differences below this share of the threshold (of 1 for smaller ones) are rounding: the mean of ten times 0.8 is
@@ -47,15 +73,24 @@ impl Comparison {
 const TOLERANCE: f64 = 1e-9;
 
 impl Condition {
+    /// The comparison with a learned level, as one with a number; any other stays as it is. Starts from the bound of the
+    /// level that makes it no stricter than what was promised.
+    #[must_use]
+    pub fn against(self, level: &Level) -> Self {
+        if !self.baseline {
+            return self;
+        }
+        let from = if matches!(self.comparison, Comparison::Less | Comparison::AtMost) { level.low } else { level.high };
+        let (low, high) = (*THRESHOLDS.start(), *THRESHOLDS.end());
+        Self { threshold: (from + self.threshold).clamp(low, high), baseline: false, ..self }
+    }
+
     #[must_use]
     pub fn holds(&self, value: f64) -> bool {
         let slack = TOLERANCE * self.threshold.abs().max(1.0);
-        match self.comparison {
-            Comparison::Less => value < self.threshold - slack,
-            Comparison::AtMost => value <= self.threshold + slack,
-            Comparison::AtLeast => value >= self.threshold - slack,
-            Comparison::Greater => value > self.threshold + slack,
-        }
+        let inclusive = matches!(self.comparison, Comparison::AtMost | Comparison::AtLeast);
+        let near = (value - self.threshold).abs() <= slack;
+        if near { inclusive } else { self.comparison.of(value, self.threshold) }
     }
 
     /// What the state machine is told. A statistic that is itself a count (`n`, `cost_usd`) is sound however few scores
@@ -83,16 +118,20 @@ impl Condition {
         let threshold = figure(self.threshold);
         // A value that rounds to the threshold would read "0.8, below 0.8".
         let shown = Some(figure(value)).filter(|shown| *shown != threshold || !self.holds(value)).unwrap_or_else(|| value.to_string());
+        let shown = match measured.interval {
+            Some(Interval { low, high }) => format!("{shown} ({} to {})", short(low), short(high)),
+            None => shown,
+        };
         let over = if self.statistic == Statistic::N { String::new() } else { format!(" over {n} {answers}") };
         let not = if self.holds(value) { "" } else { "not " };
-        let relation = match self.comparison {
-            Comparison::Less => "below",
-            Comparison::AtMost => "at or below",
-            Comparison::AtLeast => "at or above",
-            Comparison::Greater => "above",
-        };
+        let relation = self.comparison.word();
         format!("{subject}: {} {shown}{over}, {not}{relation} {threshold}", self.statistic)
     }
+}
+
+/// A bound: two decimals say all there is to say.
+fn short(bound: f64) -> String {
+    figure((bound * 100.0).round() / 100.0)
 }
 
 impl FromStr for Condition {
@@ -109,21 +148,44 @@ impl FromStr for Condition {
             return Err(format!("`{text}`: the comparison is one of <, <=, > and >="));
         };
         let number = rest[comparison.as_str().len()..].trim();
-        let threshold = threshold(statistic, number)?;
-        Ok(Self { statistic, comparison, threshold })
+        let Some(offset) = number.strip_prefix("baseline") else {
+            return Ok(Self { statistic, comparison, threshold: threshold(statistic, number)?, baseline: false });
+        };
+        Ok(Self { statistic, comparison, threshold: offset_from_baseline(statistic, comparison, offset.trim())?, baseline: true })
     }
 }
 
-fn threshold(statistic: Statistic, text: &str) -> Result<f64, String> {
-    if text.contains("baseline") {
-        return Err("a comparison with a baseline is not supported yet; compare with a number, like `mean < 0.8`".to_owned());
+/// What follows `baseline`: nothing, `- 0.02` or `+ 0.02`.
+fn offset_from_baseline(statistic: Statistic, comparison: Comparison, text: &str) -> Result<f64, String> {
+    if !matches!(statistic, Statistic::Mean | Statistic::PassRate | Statistic::FailedRate) {
+        return Err(format!("{statistic} has no baseline; only mean, pass_rate and failed_rate are learned"));
     }
+    let (sign, digits) = match text.chars().next() {
+        None => return Ok(0.0),
+        Some('-') => (-1.0, &text[1..]),
+        Some('+') => (1.0, &text[1..]),
+        Some(_) => return Err(format!("`baseline {text}`: after `baseline` comes nothing, or a distance such as `- 0.02`")),
+    };
+    let distance: f64 = digits
+        .trim()
+        .parse()
+        .ok()
+        .filter(|number| (0.0..1.0).contains(number))
+        .ok_or_else(|| format!("`{text}` is no distance from the baseline; write it like `mean < baseline - 0.02`"))?;
+    let looks_below = matches!(comparison, Comparison::Less | Comparison::AtMost);
+    if distance > 0.0 && looks_below != (sign < 0.0) {
+        return Err(format!("`{} baseline {text}` is what is normal; write `< baseline - {distance}` or `> baseline + {distance}`", comparison.as_str()));
+    }
+    Ok(sign * distance + 0.0)
+}
+
+fn threshold(statistic: Statistic, text: &str) -> Result<f64, String> {
     let number: f64 = match text.parse() {
         Ok(number) => number,
         Err(_) if text.ends_with('%') => return Err(format!("`{text}` is not a number; write a share between 0 and 1, like 0.2 for 20 %")),
         Err(_) if text.is_empty() => return Err("there is no number after the comparison; write it like `mean < 0.8`".to_owned()),
         Err(_) => {
-            let hint = nearest(text, ["baseline"]).map(|_| " (a comparison with a baseline is not supported yet)").unwrap_or_default();
+            let hint = nearest(text, ["baseline"]).map(|_| ", did you mean `baseline`?").unwrap_or_default();
             return Err(format!("`{text}` is not a number{hint}; write it like `mean < 0.8`"));
         }
     };
@@ -138,7 +200,12 @@ fn threshold(statistic: Statistic, text: &str) -> Result<f64, String> {
 
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.statistic, self.comparison.as_str(), self.threshold)
+        let (statistic, comparison, threshold) = (self.statistic, self.comparison.as_str(), self.threshold);
+        match self.baseline {
+            false => write!(f, "{statistic} {comparison} {threshold}"),
+            true if threshold == 0.0 => write!(f, "{statistic} {comparison} baseline"),
+            true => write!(f, "{statistic} {comparison} baseline {} {}", if threshold < 0.0 { '-' } else { '+' }, threshold.abs()),
+        }
     }
 }
 
@@ -165,9 +232,9 @@ impl JsonSchema for Condition {
         let names = Statistic::ALL.map(Statistic::as_str).join("|");
         json_schema!({
             "type": "string",
-            "description": "A statistic, a comparison and a number: mean < 0.8",
-            "examples": ["mean < 0.8", "failed_rate > 0.2"],
-            "pattern": format!("^\\s*({names})\\s*(<=|>=|<|>)\\s*[0-9.eE+-]+\\s*$"),
+            "description": "A statistic, a comparison and a number or a learned level: mean < 0.8, mean < baseline - 0.02",
+            "examples": ["mean < 0.8", "failed_rate > 0.2", "mean < baseline - 0.02"],
+            "pattern": format!("^\\s*({names})\\s*(<=|>=|<|>)\\s*([0-9.eE+-]+|baseline(\\s*[+-]\\s*[0-9.]+)?)\\s*$"),
         })
     }
 }
@@ -182,6 +249,10 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn measured(value: Option<f64>, n: u64) -> Measured {
+        Measured { value, n, interval: None }
+    }
+
     fn error(text: &str) -> String {
         text.parse::<Condition>().unwrap_err()
     }
@@ -189,7 +260,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_shown_reads_back(statistic in 0usize..9, comparison in 0usize..4, threshold in 0.0f64..=1.0) {
-            let condition = Condition { statistic: Statistic::ALL[statistic], comparison: Comparison::ALL[comparison], threshold };
+            let condition = Condition { statistic: Statistic::ALL[statistic], comparison: Comparison::ALL[comparison], threshold, baseline: false };
             prop_assert_eq!(condition.to_string().parse::<Condition>(), Ok(condition));
             let json = serde_json::to_string(&condition).unwrap();
             prop_assert_eq!(serde_json::from_str::<Condition>(&json).unwrap(), condition);
@@ -205,13 +276,16 @@ mod tests {
     fn spaces_do_not_matter() {
         assert_eq!(condition("mean<0.8"), condition("  mean  <  0.8 "));
         assert_eq!(condition("p10 <= .25").to_string(), "p10 <= 0.25");
+        assert_eq!(condition("mean<baseline-.02").to_string(), "mean < baseline - 0.02");
+        assert_eq!(condition("mean < baseline").to_string(), "mean < baseline");
+        assert_eq!(condition("failed_rate > baseline + 0.05"), condition("failed_rate > baseline +0.05"));
         assert_eq!(condition("latency_p95 > 2e3").threshold.to_bits(), 2000f64.to_bits());
     }
 
     #[test]
     fn mistakes_are_explained() {
         insta::assert_snapshot!(
-            ["", "mean", "maen < 0.8", "median < 0.8", "mean == 0.8", "mean < ", "mean < 80%", "mean < 4", "mean < NaN", "cost_usd > -1", "mean < baseline - 0.02", "banana > 1"]
+            ["", "mean", "maen < 0.8", "median < 0.8", "mean == 0.8", "mean < ", "mean < 80%", "mean < 4", "mean < NaN", "cost_usd > -1", "p10 < baseline - 0.02", "mean < baseline + 0.02", "mean < baseline x", "mean < baseline - 2", "mean < basline", "banana > 1"]
                 .map(|text| format!("{text:<24}{}", error(text)))
                 .join("\n"),
             @"
@@ -225,7 +299,11 @@ mod tests {
         mean < 4                mean is a score, which is normalised to [0, 1], so the threshold has to be between 0 and 1, not 4
         mean < NaN              mean is a score, which is normalised to [0, 1], so the threshold has to be between 0 and 1, not NaN
         cost_usd > -1           cost_usd is what the judgements cost, in USD, so the threshold has to be at least 0, not -1
-        mean < baseline - 0.02  a comparison with a baseline is not supported yet; compare with a number, like `mean < 0.8`
+        p10 < baseline - 0.02   p10 has no baseline; only mean, pass_rate and failed_rate are learned
+        mean < baseline + 0.02  `< baseline + 0.02` is what is normal; write `< baseline - 0.02` or `> baseline + 0.02`
+        mean < baseline x       `baseline x`: after `baseline` comes nothing, or a distance such as `- 0.02`
+        mean < baseline - 2     `- 2` is no distance from the baseline; write it like `mean < baseline - 0.02`
+        mean < basline          `basline` is not a number, did you mean `baseline`?; write it like `mean < 0.8`
         banana > 1              unknown statistic `banana` (known are mean, pass_rate, failed_rate, p10, p50, p90, n, cost_usd, latency_p95)
         ");
     }
@@ -242,17 +320,17 @@ mod tests {
 
     #[test]
     fn few_samples_are_no_evidence_but_a_count_is() {
-        let few = Measured { value: Some(0.1), n: 3 };
+        let few = measured(Some(0.1), 3);
         assert_eq!(condition("mean < 0.8").observe(&few, 30), Observed::Insufficient { n: 3, need: 30 });
         assert_eq!(condition("mean < 0.8").observe(&few, 3), Observed::Breached(true));
-        assert_eq!(condition("mean < 0.8").observe(&Measured { value: None, n: 0 }, 0), Observed::NoData);
-        assert_eq!(condition("n < 5").observe(&Measured { value: Some(0.0), n: 0 }, 30), Observed::Breached(true));
-        assert_eq!(condition("mean < 0.8").observe(&Measured { value: Some(f64::NAN), n: 9 }, 1), Observed::NoData);
+        assert_eq!(condition("mean < 0.8").observe(&measured(None, 0), 0), Observed::NoData);
+        assert_eq!(condition("n < 5").observe(&measured(Some(0.0), 0), 30), Observed::Breached(true));
+        assert_eq!(condition("mean < 0.8").observe(&measured(Some(f64::NAN), 9), 1), Observed::NoData);
     }
 
     #[test]
     fn a_summary_reads_as_a_sentence() {
-        let summary = |text: &str, value: Option<f64>, n| condition(text).summary("helpful", &Measured { value, n });
+        let summary = |text: &str, value: Option<f64>, n| condition(text).summary("helpful", &measured(value, n));
         insta::assert_snapshot!(
             [
                 summary("mean < 0.8", Some(0.712_345_6), 130),
@@ -260,6 +338,7 @@ mod tests {
                 summary("mean < 0.8", Some(0.799_99), 130),
                 summary("n < 5", Some(2.0), 2),
                 summary("mean < 0.8", None, 0),
+                condition("mean < 0.8").summary("helpful", &Measured { interval: Some(Interval { low: 0.628, high: 0.7834 }), ..measured(Some(0.71), 130) }),
             ]
             .join("\n"),
             @"
@@ -268,6 +347,7 @@ mod tests {
         helpful: mean 0.79999 over 130 answers, below 0.8
         helpful: n 2, below 5
         helpful: no mean yet, there is nothing to measure
+        helpful: mean 0.71 (0.63 to 0.78) over 130 answers, below 0.8
         ");
     }
 }

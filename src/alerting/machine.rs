@@ -7,6 +7,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::{baseline::Learned, evidence::Gathered};
 use crate::{
     model::{AlertEventKind, AlertState, PromptUse},
     util::duration::Human,
@@ -18,6 +19,8 @@ pub struct Rule {
     pub hold: Hold,
     /// Said again this often while the condition is seen to hold.
     pub repeat: Human,
+    /// Goes on firing for this long after the condition was last seen to hold (`keep_firing_for`).
+    pub keep: Human,
 }
 
 /// How long a condition has to hold before the alert fires (`for`).
@@ -38,12 +41,14 @@ pub enum Observed {
     Insufficient { n: u64, need: u64 },
     /// The window is empty.
     NoData,
+    /// What is normal is not known yet: a sentence on how far it is.
+    Learning(String),
     /// It could not be evaluated.
     Error(String),
 }
 
 /// What is kept of an alert between evaluations, per monitor and alert name.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AlertMemory {
     /// What people are shown. `Firing` exactly while the alert fires, whatever was seen last.
@@ -56,6 +61,9 @@ pub struct AlertMemory {
     pub hits: u32,
     /// When it began to fire; kept while the alert is shown as resolved.
     pub firing_since: Option<Timestamp>,
+    /// When the condition was last seen to hold while it fired.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_at: Option<Timestamp>,
     /// When the last message of this firing was decided on (its delivery is the outbox's).
     pub last_sent_at: Option<Timestamp>,
     /// How often this alert has fired.
@@ -64,6 +72,12 @@ pub struct AlertMemory {
     pub last_run: Option<String>,
     /// The prompt that people know of: of the last message, or the first that was judged with.
     pub prompt: Option<PromptUse>,
+    /// Of an alert with `confidence`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Gathered>,
+    /// Of an alert that compares with a level it has learned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Learned>,
 }
 
 impl AlertMemory {
@@ -89,7 +103,7 @@ impl AlertMemory {
 }
 
 /// What an evaluation led to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Step {
     /// To be stored in the transaction that stores the message.
     pub memory: AlertMemory,
@@ -126,6 +140,10 @@ pub enum Reason {
     RepeatNotDue,
     /// Was firing.
     BackInBounds,
+    /// Is firing, the condition no longer holds, `keep_firing_for` has not passed.
+    KeptFiring {
+        left: Human,
+    },
     /// Was pending: nobody was told, nobody is.
     EndedBeforeFiring,
     InBounds,
@@ -134,6 +152,7 @@ pub enum Reason {
         need: u64,
     },
     NoData,
+    Learning(String),
     CouldNotEvaluate(String),
     /// A run counts once, however often it is evaluated.
     RunCountedBefore,
@@ -160,10 +179,12 @@ impl fmt::Display for Reason {
             Self::RepeatDue => f.write_str("still firing, and due to be said again"),
             Self::RepeatNotDue => f.write_str("still firing, said before"),
             Self::BackInBounds => f.write_str("the condition no longer holds"),
+            Self::KeptFiring { left } => write!(f, "the condition no longer holds, but the alert is kept firing for another {left}"),
             Self::EndedBeforeFiring => f.write_str("the condition no longer holds and had not held for long enough to fire"),
             Self::InBounds => f.write_str("the condition does not hold"),
             Self::NotEnoughSamples { n, need } => write!(f, "{n} of {need} samples"),
             Self::NoData => f.write_str("no data in the window"),
+            Self::Learning(progress) => f.write_str(progress),
             Self::CouldNotEvaluate(error) => write!(f, "could not be evaluated: {error}"),
             Self::RunCountedBefore => f.write_str("this run was counted before"),
         }
@@ -211,11 +232,12 @@ pub fn step(memory: &AlertMemory, rule: &Rule, observed: &Observed, now: Timesta
     let verdict = match observed {
         Observed::Breached(true) if memory.state == AlertState::Firing => still_firing(&mut memory, rule, now),
         Observed::Breached(true) => breached(&mut memory, rule, now),
-        Observed::Breached(false) => in_bounds(&mut memory, now),
+        Observed::Breached(false) => in_bounds(&mut memory, rule, now),
         Observed::Insufficient { n, need } => {
             Verdict::Quiet(unknown(&mut memory, AlertState::Insufficient, Reason::NotEnoughSamples { n: *n, need: *need }, now))
         }
         Observed::NoData => Verdict::Quiet(unknown(&mut memory, AlertState::NoData, Reason::NoData, now)),
+        Observed::Learning(progress) => Verdict::Quiet(unknown(&mut memory, AlertState::Learning, Reason::Learning(progress.clone()), now)),
         Observed::Error(error) => {
             // The streak stays as it was, and the run may still be evaluated: an error is no observation.
             if memory.state != AlertState::Firing {
@@ -229,6 +251,7 @@ pub fn step(memory: &AlertMemory, rule: &Rule, observed: &Observed, now: Timesta
 }
 
 fn still_firing(memory: &mut AlertMemory, rule: &Rule, now: Timestamp) -> Verdict {
+    memory.held_at = Some(now);
     // A clock that was ahead and was set back must not keep the alert quiet until it has caught up.
     let last = memory.last_sent_at.map_or(now, |last| last.min(now));
     if elapsed(last, now) >= rule.repeat.0 {
@@ -262,13 +285,18 @@ fn breached(memory: &mut AlertMemory, rule: &Rule, now: Timestamp) -> Verdict {
     memory.show(AlertState::Firing, now);
     memory.hits = 0;
     memory.firing_since = Some(now);
+    memory.held_at = Some(now);
     memory.last_sent_at = Some(now);
     memory.firings += 1;
     Verdict::Notify(AlertEventKind::Firing, if first { Reason::FirstBreach } else { Reason::HeldLongEnough(so_far) })
 }
 
-fn in_bounds(memory: &mut AlertMemory, now: Timestamp) -> Verdict {
+fn in_bounds(memory: &mut AlertMemory, rule: &Rule, now: Timestamp) -> Verdict {
     if memory.state == AlertState::Firing {
+        let quiet_for = memory.held_at.map_or(rule.keep.0, |held_at| elapsed(held_at, now));
+        if quiet_for < rule.keep.0 {
+            return Verdict::Quiet(Reason::KeptFiring { left: Human(rule.keep.0 - quiet_for) });
+        }
         // `since` and `firing_since` stay: the message says how long it lasted and goes where the first one went.
         memory.hits = 0;
         memory.last_sent_at = Some(now);
@@ -304,6 +332,7 @@ mod tests {
     use super::*;
 
     const REPEAT: Human = Human::hours(4);
+    const NONE: Human = Human::secs(0);
 
     fn at(minute: i64) -> Timestamp {
         Timestamp::from_second(1_767_225_600 + minute * 60).unwrap()
@@ -357,7 +386,7 @@ mod tests {
             Breached(false),
             Breached(false),
         ];
-        insta::assert_snapshot!(story(Rule { hold: Hold::Runs(2), repeat: REPEAT }, &seen), @"
+        insta::assert_snapshot!(story(Rule { hold: Hold::Runs(2), repeat: REPEAT, keep: NONE }, &seen), @"
         0 pending      -        the condition has held for 1 of 2 runs
         1 inactive     -        the condition no longer holds and had not held for long enough to fire
         2 pending      -        the condition has held for 1 of 2 runs
@@ -387,7 +416,7 @@ mod tests {
             Breached(false),
             Breached(true),
         ];
-        insta::assert_snapshot!(story(Rule { hold: Hold::Time(Human::mins(3)), repeat: Human::mins(2) }, &seen), @"
+        insta::assert_snapshot!(story(Rule { hold: Hold::Time(Human::mins(3)), repeat: Human::mins(2), keep: NONE }, &seen), @"
         0 pending      -        the condition has held for 0s of 3m
         1 pending      -        the condition has held for 1m of 3m
         2 error        -        could not be evaluated: busy
@@ -404,8 +433,35 @@ mod tests {
     }
 
     #[test]
+    fn an_alert_is_kept_firing_for_a_while_after_the_condition_last_held() {
+        let seen = [Breached(true), Breached(false), Breached(true), Breached(false), NoData, Breached(false), Breached(false), Breached(false)];
+        insta::assert_snapshot!(story(Rule { hold: Hold::Runs(1), repeat: REPEAT, keep: Human::mins(3) }, &seen), @"
+        0 firing       Firing   the condition holds
+        1 firing       -        the condition no longer holds, but the alert is kept firing for another 2m
+        2 firing       -        still firing, said before
+        3 firing       -        the condition no longer holds, but the alert is kept firing for another 2m
+        4 firing       -        no data in the window
+        5 resolved     Resolved the condition no longer holds
+        6 inactive     -        the condition does not hold
+        7 inactive     -        the condition does not hold
+        ");
+    }
+
+    #[test]
+    fn what_is_still_learned_neither_fires_nor_resolves() {
+        let learning = Observed::Learning("learning: 3 of 24 runs".to_owned());
+        let seen = [learning.clone(), Breached(true), learning.clone(), Breached(false)];
+        insta::assert_snapshot!(story(Rule { hold: Hold::Runs(1), repeat: REPEAT, keep: NONE }, &seen), @"
+        0 learning     -        learning: 3 of 24 runs
+        1 firing       Firing   the condition holds
+        2 firing       -        learning: 3 of 24 runs
+        3 resolved     Resolved the condition no longer holds
+        ");
+    }
+
+    #[test]
     fn a_firing_keeps_its_name_until_it_is_resolved_and_the_next_has_another() {
-        let rule = Rule { hold: Hold::Runs(1), repeat: REPEAT };
+        let rule = Rule { hold: Hold::Runs(1), repeat: REPEAT, keep: NONE };
         let mut memory = AlertMemory::default();
         let mut names = Vec::new();
         for (minute, bad) in [(0, true), (1, true), (2, false), (3, true), (4, false)] {
@@ -421,7 +477,7 @@ mod tests {
 
     #[test]
     fn a_clock_set_back_neither_silences_nor_delays() {
-        let rule = Rule { hold: Hold::Time(Human::mins(5)), repeat: Human::mins(10) };
+        let rule = Rule { hold: Hold::Time(Human::mins(5)), repeat: Human::mins(10), keep: NONE };
         let mut memory = step(&AlertMemory::default(), &rule, &Breached(true), at(1_000), "a").memory;
         memory = step(&memory, &rule, &Breached(true), at(0), "b").memory;
         let fired = step(&memory, &rule, &Breached(true), at(5), "c");
@@ -442,7 +498,7 @@ mod tests {
 
     fn rule() -> impl Strategy<Value = Rule> {
         let hold = prop_oneof![(0u32..4).prop_map(Hold::Runs), (0u64..20).prop_map(|mins| Hold::Time(Human::mins(mins)))];
-        (hold, 0u64..30).prop_map(|(hold, repeat)| Rule { hold, repeat: Human::mins(repeat) })
+        (hold, 0u64..30).prop_map(|(hold, repeat)| Rule { hold, repeat: Human::mins(repeat), keep: NONE })
     }
 
     proptest! {

@@ -1,6 +1,14 @@
 use std::{fmt, str::FromStr};
 
-use crate::{model::Tally, util::text::nearest};
+use crate::{
+    model::Tally,
+    statistics::{
+        Interval,
+        interval::{SHOWN, wilson},
+        real,
+    },
+    util::text::nearest,
+};
 
 /// What can be measured over an alert's window (SPEC 2, `when`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,11 +85,14 @@ impl Statistic {
             Self::P10 => (percentile(&tally.values, 10.0), scored),
             Self::P50 => (percentile(&tally.values, 50.0), scored),
             Self::P90 => (percentile(&tally.values, 90.0), scored),
-            Self::N => (Some(to_f64(scored)), scored),
+            Self::N => (Some(real(scored)), scored),
             Self::CostUsd => (tally.cost_usd, judged),
             Self::LatencyP95 => (percentile(&tally.latencies_ms, 95.0), tally.latencies_ms.len() as u64),
         };
-        Measured { value, n }
+        // Of a share or a mean of figures in [0, 1] it is known how far off it may be.
+        let known = matches!(self, Self::Mean | Self::PassRate | Self::FailedRate).then_some(value).flatten();
+        let interval = known.filter(|_| n > 0).map(|value| wilson(value * real(n), n, None, SHOWN));
+        Measured { value, n, interval }
     }
 }
 
@@ -118,15 +129,17 @@ pub struct Measured {
     pub value: Option<f64>,
     /// Scores (judgements for `failed_rate` and `cost_usd`) the figure rests on.
     pub n: u64,
+    /// Where the value of a mean or a share lies with a confidence of 95 %, for reading.
+    pub interval: Option<Interval>,
 }
 
 /// Arithmetic mean; `None` for nothing.
 fn mean(values: &[f64]) -> Option<f64> {
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / to_f64(values.len() as u64))
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / real(values.len() as u64))
 }
 
 fn share(part: u64, whole: u64) -> Option<f64> {
-    (whole > 0).then(|| to_f64(part) / to_f64(whole))
+    (whole > 0).then(|| real(part) / real(whole))
 }
 
 /// The `p`-th percentile (0 < p <= 100) by nearest rank: the smallest value such that at least `p` percent are at or
@@ -137,15 +150,10 @@ pub fn percentile(values: &[f64], p: f64) -> Option<f64> {
     let mut sorted = values.to_vec();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank lies between 0 and the length")]
     // Multiplied first: 95 * 20 / 100 is exactly 19, 0.95 * 20 need not be.
-    let rank = (p * to_f64(sorted.len() as u64) / 100.0).ceil() as usize;
+    let rank = (p * real(sorted.len() as u64) / 100.0).ceil() as usize;
     let index = rank.saturating_sub(1).min(sorted.len().checked_sub(1)?);
     // Selecting is linear, sorting a window of a million scores is not.
     Some(*sorted.select_nth_unstable_by(index, f64::total_cmp).1)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
-fn to_f64(count: u64) -> f64 {
-    count as f64
 }
 
 #[cfg(test)]
@@ -161,9 +169,9 @@ mod tests {
             prop_assert!(values.contains(&found));
             let at_or_below = values.iter().filter(|value| **value <= found).count() as u64;
             let below = values.iter().filter(|value| **value < found).count() as u64;
-            let asked = p * to_f64(values.len() as u64) / 100.0;
-            prop_assert!(to_f64(at_or_below) >= asked);
-            prop_assert!(to_f64(below) < asked);
+            let asked = p * real(values.len() as u64) / 100.0;
+            prop_assert!(real(at_or_below) >= asked);
+            prop_assert!(real(below) < asked);
         }
     }
 

@@ -5,9 +5,15 @@
 //! turns that into what is [`Observed`]; [`step`] decides, from the [`AlertMemory`] of the last evaluation, what the
 //! state is now and whether anybody is told. The rules that are on by default skip the first two: they look at the
 //! [`Health`] of a monitor ([`BUILTINS`]).
+//!
+//! An alert with `confidence` goes another way: it looks at each run's scores once, when the run ends, and gathers
+//! [`evidence`]; its window only serves what is shown. One that compares with a `baseline` learns that level first
+//! ([`baseline`]). The formulas are those of [`statistics`](crate::statistics).
 
+pub mod baseline;
 mod builtin;
 mod condition;
+pub mod evidence;
 mod machine;
 mod measure;
 

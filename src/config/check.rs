@@ -7,11 +7,10 @@ use std::{
 };
 
 use super::{
-    AlertSpec, ExtractSpec, For, MetricSpec, MonitorSpec, Over, SamplingSpec, Settings, SourceSpec, Strategy,
-    monitor::{AlertFile, File, MetricCommon, ScopeName, SourceCommon},
+    ExtractSpec, MetricSpec, MonitorSpec, SamplingSpec, Settings, SourceSpec, Strategy,
+    monitor::{File, MetricCommon, ScopeName, SourceCommon},
 };
 use crate::{
-    alerting::Condition,
     connections::LangfuseConnection,
     metrics::{MetricBuildCx, MetricKind, Prompts, exec::Processes},
     model::{PromptRef, PromptVersion},
@@ -21,7 +20,7 @@ use crate::{
     sources::{Scope, SourceCx, SourceKind},
     util::{
         backoff::Policy,
-        duration::{self, Human},
+        duration::Human,
         http::Http,
         plugin::{self, BuildError},
         template::{Expr, Template},
@@ -53,7 +52,7 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
     let evaluation = file.evaluation.as_ref().map_or_else(|| Some(super::EvaluationSpec::default()), |section| section.read(faults));
     let metrics = metrics(&file.metrics.unwrap_or_default(), tree, settings, faults);
     let publish = publish(&file.publish.unwrap_or_default(), &metrics, settings, faults);
-    let alerts = alerts(&file.alerts.unwrap_or_default(), &metrics, settings, faults);
+    let alerts = super::alerts::check(&file.alerts.unwrap_or_default(), &metrics, schedule.as_ref().map(|spec| (spec, name.as_str())), settings, faults);
     if faults.len() > before {
         return None;
     }
@@ -107,7 +106,7 @@ fn plan(spec: &ScheduleSpec, name: &str, node: &Node, faults: &mut Vec<Fault>) -
 }
 
 /// Where a key's value stands, or the block where the key is missing.
-fn place<'a>(node: &'a Node, key: &str) -> &'a Span {
+pub(super) fn place<'a>(node: &'a Node, key: &str) -> &'a Span {
     node.get(key).map_or(&node.at, |value| &value.at)
 }
 
@@ -357,85 +356,6 @@ fn publish(nodes: &[Node], metrics: &[MetricSpec], settings: &Settings, faults: 
         sinks.push(config.into());
     }
     sinks
-}
-
-fn alerts(sections: &[Section<AlertFile>], metrics: &[MetricSpec], settings: &Settings, faults: &mut Vec<Fault>) -> Vec<AlertSpec> {
-    let mut alerts: Vec<AlertSpec> = Vec::with_capacity(sections.len());
-    for section in sections {
-        let node = &section.node;
-        let Some(file) = section.read(faults) else { continue };
-        let when = match (&file.when.value, &file.when.text) {
-            (Value::String(text), _) => text.parse::<Condition>(),
-            _ => Err(format!("a condition is text such as `mean < 0.8`, found {}", file.when.describe())),
-        };
-        let when = when.map_err(|message| faults.push(Fault::new(&file.when.at, message))).ok();
-        match (&file.metric, when) {
-            (Some(metric), _) if metrics.iter().all(|known| !known.config.gives().may_give(&known.name, metric)) => {
-                let hint = crate::util::text::nearest(metric, metrics.iter().map(|known| known.name.as_str()))
-                    .map(|near| format!(", did you mean `{near}`?"))
-                    .unwrap_or_default();
-                faults.push(Fault::new(place(node, "metric"), format!("the monitor has no metric `{metric}`{hint}")));
-            }
-            (None, Some(when)) if when.statistic.needs_metric() => faults.push(Fault::new(&node.at, format!("`{}` needs a `metric`", when.statistic))),
-            _ => {}
-        }
-        let over = file.over.as_ref().map_or(Some(Over::Last(Human::hours(24))), |node| over(node, faults));
-        let hold = file.hold.as_ref().map_or(Some(For::Runs(1)), |node| hold(node, faults));
-        for target in &file.notify {
-            if let Err(message) = crate::connections::find("slack", &settings.connections.slack, &target.connection) {
-                faults.push(Fault::new(place(node, "notify"), message));
-            }
-        }
-        if alerts.iter().any(|known| known.name == file.name) {
-            faults.push(Fault::new(place(node, "name"), format!("the alert `{}` stands here a second time", file.name)));
-        }
-        let (Some(when), Some(over), Some(hold)) = (when, over, hold) else { continue };
-        alerts.push(AlertSpec {
-            name: file.name,
-            metric: file.metric,
-            when,
-            over,
-            min_samples: file.min_samples.unwrap_or(1),
-            hold,
-            severity: file.severity,
-            notify: file.notify,
-            repeat: file.repeat.unwrap_or(Human::hours(4)),
-        });
-    }
-    alerts
-}
-
-fn runs(node: &Node) -> Option<u32> {
-    match node.value {
-        Value::Int(n) if n > 0 => u32::try_from(n).ok(),
-        _ => None,
-    }
-}
-
-fn over(node: &Node, faults: &mut Vec<Fault>) -> Option<Over> {
-    let found = match &node.value {
-        Value::Map(map) if map.len() == 1 && map[0].0 == "runs" => runs(&map[0].2).map(Over::Runs),
-        Value::String(text) => match text.trim().strip_prefix("runs:") {
-            Some(n) => n.trim().parse().ok().filter(|n| *n > 0).map(Over::Runs),
-            None => duration::parse(text).ok().map(|window| Over::Last(Human(window))),
-        },
-        _ => None,
-    };
-    if found.is_none() {
-        faults.push(Fault::new(&node.at, "`over` is a duration such as `24h`, or `{ runs: 5 }`"));
-    }
-    found
-}
-
-fn hold(node: &Node, faults: &mut Vec<Fault>) -> Option<For> {
-    let found = runs(node).map(For::Runs).or_else(|| match &node.value {
-        Value::String(text) => duration::parse(text).ok().map(|time| For::Time(Human(time))),
-        _ => None,
-    });
-    if found.is_none() {
-        faults.push(Fault::new(&node.at, "`for` is a number of runs such as `2`, or a duration such as `30m`"));
-    }
-    found
 }
 
 /// Over keys and values, not places: a comment or a blank line changes nothing.

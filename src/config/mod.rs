@@ -6,6 +6,7 @@
 //! The structs are the manual: a field's doc comment gives meaning, unit and default, and `assayd schema` prints them.
 //! Absent on purpose: state. Settings never change after loading and hold no counters.
 
+mod alerts;
 mod check;
 mod diff;
 mod gateway;
@@ -20,8 +21,8 @@ pub use diff::{Change, diff};
 pub use gateway::{CacheSpec, Environment, EnvironmentSpec, HookSpec, HooksSpec, KeepSpec};
 pub use load::{Cache, DEFAULT_CONFIG, Loaded, Overrides, load_monitors, load_settings, load_settings_without_keys, read_settings};
 pub use monitor::{
-    AlertSpec, EvaluationSpec, ExtractSpec, For, MetricSpec, MonitorSpec, NotifyTarget, OnMissing, Over, Rejudge, SamplingSpec, SourceSpec, StepPatterns,
-    Strategy,
+    AlertSpec, ConfidenceScope, EvaluationSpec, EvidenceSpec, ExtractSpec, For, MetricSpec, MonitorSpec, NotifyTarget, OnMissing, Over, Rejudge, SamplingSpec,
+    SourceSpec, StepPatterns, Strategy,
 };
 pub use schema::{config_schema, monitor_schema};
 pub use secrets::Keyring;

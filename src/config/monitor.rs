@@ -248,14 +248,41 @@ pub struct AlertSpec {
     pub metric: Option<String>,
     /// `mean < 0.8`
     pub when: Condition,
+    /// Once it fires it ends when this holds; without it when `when` no longer does.
+    pub resolve_when: Option<Condition>,
     pub over: Over,
     pub min_samples: u64,
     pub hold: For,
+    pub keep_firing_for: Human,
+    pub evidence: Option<EvidenceSpec>,
+    /// How long the level is learned that `when` compares with.
+    pub baseline: Human,
     pub severity: Severity,
     /// Empty: the settings' `notify`.
     pub notify: Vec<NotifyTarget>,
     /// Said again this often while it fires. Default 4h.
     pub repeat: Human,
+}
+
+/// What an alert with `confidence` promises.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EvidenceSpec {
+    /// In (0, 1): at most one false alarm in 1 / (1 - confidence) days.
+    pub confidence: f64,
+    pub scope: ConfidenceScope,
+    /// How many times as many items the next run draws while the alert is in doubt; 1 for never more.
+    pub boost: u32,
+}
+
+/// Who shares the promise of a `confidence`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ConfidenceScope {
+    /// Each alert keeps it for itself.
+    #[default]
+    Alert,
+    /// All alerts with this scope, of all monitors, together.
+    Project,
 }
 
 /// The scores a condition looks at, by the time of scoring.
@@ -409,10 +436,27 @@ pub(super) struct AlertFile {
     pub name: String,
     /// Needed unless `when` is about the run (`cost_usd`).
     pub metric: Option<String>,
-    /// mean | pass_rate | failed_rate | p10 | p50 | p90 | n | cost_usd | latency_p95, a comparison, a number: `mean < 0.8`.
+    /// mean | pass_rate | failed_rate | p10 | p50 | p90 | n | cost_usd | latency_p95, a comparison, and a number (`mean < 0.8`) or a
+    /// learned level (`mean < baseline - 0.02`; mean, pass_rate and failed_rate).
     #[schemars(with = "String")]
     pub when: Node,
-    /// The scores looked at, by the time of scoring: a duration, or `{ runs: 5 }`. Default 24h.
+    /// Once it fires it ends when this holds, such as `mean >= 0.85` beside `when: mean < 0.8`. Default: when `when` no longer
+    /// holds. Not with `confidence`, which has evidence of its own for the end.
+    #[schemars(with = "Option<String>")]
+    #[serde(default)]
+    pub resolve_when: Option<Node>,
+    /// Fires only when the evidence of all runs so far says so: at most one false alarm in 1 / (1 - confidence) days, 100 days
+    /// for 0.99. Without it: a plain threshold, which promises nothing.
+    pub confidence: Option<f64>,
+    /// `project`: all alerts with this scope, of all monitors, share one promise. Default `alert`.
+    pub confidence_scope: Option<ConfidenceScope>,
+    /// With `confidence` and a random sample: how many times as many items the next run draws while evidence has gathered that is
+    /// not enough yet. Default 5; 1 for never more.
+    pub boost: Option<u32>,
+    /// How long the level is learned that `when` compares with; at least 24 runs and 200 scores. Default 7d.
+    pub baseline: Option<Human>,
+    /// The scores looked at, by the time of scoring: a duration, or `{ runs: 5 }`. Default 24h. With `confidence`: those whose
+    /// figures are shown.
     #[serde(default)]
     #[schemars(schema_with = "super::schema::over")]
     pub over: Option<Node>,
@@ -422,6 +466,8 @@ pub(super) struct AlertFile {
     #[serde(rename = "for", default)]
     #[schemars(schema_with = "super::schema::hold")]
     pub hold: Option<Node>,
+    /// Goes on firing for this long after `when` was last seen to hold. Default 0s.
+    pub keep_firing_for: Option<Human>,
     #[serde(default)]
     pub severity: Severity,
     /// Default: the settings' `notify`.

@@ -121,3 +121,13 @@ pub struct Tally {
     /// Of the judgements, in milliseconds, in any order.
     pub latencies_ms: Vec<f64>,
 }
+
+/// One judgement of a run, as far as an alert looks at it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Judged {
+    /// In [0, 1]; `None` where the judgement failed.
+    pub value: Option<f64>,
+    /// `None` where there is no verdict.
+    pub passed: Option<bool>,
+    pub latency_ms: Option<f64>,
+}

@@ -18,6 +18,11 @@ use crate::{
     metrics::Gives,
     model::{BodyKey, Decision, GivenHash, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait, content_hash},
     sources::Window,
+    statistics::{
+        Interval,
+        interval::{SHOWN, wilson},
+        real,
+    },
     store::{DrawBatch, ItemEnd, ItemOutcome, NewItem, NewScore, Queue},
     telemetry,
 };
@@ -80,6 +85,18 @@ impl<'a> Books<'a> {
         };
         let to = self.order.until.unwrap_or_else(|| before(now, spec.settle));
         Ok((from < to).then_some(Window { from, to }))
+    }
+
+    /// How many times as many items as usual are drawn: the most that an alert in doubt asks for.
+    pub(super) async fn boost(&self) -> Result<u32, sqlx::Error> {
+        let wanted = self.monitor.spec.alerts.iter().filter_map(|alert| Some((alert, alert.evidence?.boost)));
+        let wanted: Vec<_> = wanted.filter(|(_, boost)| *boost > 1).collect();
+        if wanted.is_empty() {
+            return Ok(1);
+        }
+        let memories = super::alerts::memories(self.services, &self.monitor.spec.name).await?;
+        let in_doubt = wanted.into_iter().filter(|(alert, _)| memories.get(&alert.name).is_some_and(crate::alerting::AlertMemory::in_doubt));
+        Ok(in_doubt.map(|(_, boost)| boost).max().unwrap_or(1))
     }
 
     pub(super) async fn record_draw(
@@ -243,29 +260,18 @@ impl<'a> Books<'a> {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts of a run stay far below 2^52")]
 fn summary(metric: &MetricTally) -> MetricSummary {
     if metric.n == 0 {
         return MetricSummary { failed: metric.failed, ..MetricSummary::default() };
     }
-    let n = metric.n as f64;
-    let (low, high) = wilson(metric.sum / n, n);
+    let n = real(metric.n);
+    let Interval { low, high } = wilson(metric.sum, metric.n, None, SHOWN);
     MetricSummary {
         n: metric.n,
         mean: Some(metric.sum / n),
-        pass_rate: (metric.verdicts > 0).then(|| metric.passed as f64 / metric.verdicts as f64),
+        pass_rate: (metric.verdicts > 0).then(|| real(metric.passed) / real(metric.verdicts)),
         failed: metric.failed,
         low: Some(low),
         high: Some(high),
     }
-}
-
-/// The 95 % Wilson interval of a mean of values in [0, 1] (Wilson 1927); for graded values it errs on the wide side,
-/// since their variance is at most m(1 - m).
-fn wilson(mean: f64, n: f64) -> (f64, f64) {
-    const Z: f64 = 1.959_963_984_540_054;
-    let denominator = 1.0 + Z * Z / n;
-    let centre = (mean + Z * Z / (2.0 * n)) / denominator;
-    let half = Z * (mean * (1.0 - mean) / n + Z * Z / (4.0 * n * n)).sqrt() / denominator;
-    ((centre - half).max(0.0), (centre + half).min(1.0))
 }

@@ -1,148 +1,37 @@
-//! Alerts after a run: measure what the rules look at, let `alerting` decide, hand back what is to be stored and said.
-
-use std::collections::BTreeMap;
+//! One alert of the settings, evaluated: what its window holds, what was learned, what evidence has gathered.
 
 use jiff::Timestamp;
 
-use super::{Monitor, Services};
+use super::{
+    Monitor,
+    alerts::{Ended, Evaluation},
+};
 use crate::{
-    alerting::{AlertMemory, BUILTINS, Builtin, Health, Hold, Observed, Rule, Statistic, Verdict, step},
-    config::{AlertSpec, For, NotifyTarget, Over},
-    model::{AlertEvent, AlertLine, Route, RunReport, RunStatus, Severity, WorstItem},
-    store::{AlertRow, NewNotice, Since},
-    util::duration::Human,
+    alerting::{
+        AlertMemory, Condition, Hold, Measured, Observed, Rule, Statistic, Step, Verdict,
+        baseline::Learned,
+        evidence::{Ask, Shared, Shown, firing_sentence, resolved_sentence, step_on_evidence},
+        step,
+    },
+    config::{AlertSpec, ConfidenceScope, EvidenceSpec, For, Over},
+    model::{AlertEventKind, AlertState},
+    schedule::plan::Plan,
+    statistics::evidence::Promise,
+    store::Since,
+    util::text::figure,
 };
 
-/// What a run made of the monitor's alerts.
-#[derive(Debug, Default)]
-pub(super) struct Moved {
-    pub rows: Vec<AlertRow>,
-    pub notices: Vec<NewNotice>,
-    pub lines: Vec<AlertLine>,
-}
-
-/// One rule, evaluated: all that a message about it needs.
-struct Evaluation<'a> {
-    name: &'a str,
-    severity: Severity,
-    rule: Rule,
-    observed: Observed,
-    condition: String,
-    summary: String,
-    metric: Option<&'a str>,
-    value: Option<f64>,
-    threshold: Option<f64>,
-    n: Option<u64>,
-    window: Option<String>,
-    notify: &'a [NotifyTarget],
-    worst: Option<Since>,
-}
-
-/// Finished runs looked at for `runs-failing`.
-const RUNS: u32 = 20;
-const DAY_US: i64 = 86_400_000_000;
-
-/// Evaluates every alert of the monitor. `report` is the run that just ended, not stored yet.
-///
 /// # Errors
-/// The store's: then no alert moves, and the next run evaluates them.
-pub(super) async fn alerts(
-    monitor: &Monitor,
-    services: &Services,
-    report: &RunReport,
-    new_items: u64,
-    period: std::time::Duration,
-) -> Result<Moved, sqlx::Error> {
-    let now = services.clock.now();
-    let spec = &monitor.spec;
-    let mut memories: BTreeMap<String, AlertMemory> = services
-        .store
-        .alert_memories(&spec.name)
-        .await?
-        .into_iter()
-        // A memory that no longer reads starts anew: at worst an alert is said twice.
-        .map(|(name, json)| (name, serde_json::from_str(&json).unwrap_or_default()))
-        .collect();
-    let health = health(monitor, services, report, new_items, period, now).await?;
-    let mut evaluations = Vec::with_capacity(spec.alerts.len() + BUILTINS.len());
-    for alert in &spec.alerts {
-        evaluations.push(measured(monitor, services, alert, now).await?);
-    }
-    evaluations.extend(BUILTINS.iter().filter(|builtin| spec.alerts.iter().all(|alert| alert.name != builtin.name)).map(|builtin| found(builtin, &health)));
-
-    let mut moved = Moved::default();
-    for evaluation in evaluations {
-        let before = memories.remove(evaluation.name).unwrap_or_default();
-        let mut after = step(&before, &evaluation.rule, &evaluation.observed, now, &report.run_id);
-        let prompt = evaluation.metric.and_then(|metric| report.prompts.get(metric));
-        after.memory.see_prompt(prompt, matches!(after.verdict, Verdict::Notify(..)));
-        let reason = format!("{}; {}", evaluation.summary, after.verdict.reason());
-        moved.lines.push(AlertLine { name: evaluation.name.to_owned(), state: after.memory.state, reason: reason.clone() });
-        moved.rows.push(AlertRow {
-            monitor: spec.name.clone(),
-            name: evaluation.name.to_owned(),
-            state: after.memory.state,
-            reason,
-            memory: serde_json::to_string(&after.memory).unwrap_or_default(),
-        });
-        let Verdict::Notify(kind, _) = after.verdict else { continue };
-        let worst = worst(monitor, services, &evaluation).await?;
-        let event = AlertEvent {
-            fingerprint: after.memory.fingerprint(&spec.name, evaluation.name),
-            kind,
-            monitor: spec.name.clone(),
-            alert: evaluation.name.to_owned(),
-            severity: evaluation.severity,
-            condition: evaluation.condition,
-            summary: before.prompt_changed(prompt).into_iter().fold(evaluation.summary, |summary, changed| format!("{summary}; {changed}")),
-            metric: evaluation.metric.map(str::to_owned),
-            value: evaluation.value,
-            threshold: evaluation.threshold,
-            n: evaluation.n,
-            window: evaluation.window,
-            since: after.memory.since.or(after.memory.firing_since).unwrap_or(now),
-            at: now,
-            run_id: report.run_id.clone(),
-            labels: spec.labels.clone(),
-            worst,
-        };
-        moved.notices.extend(routes(evaluation.notify, &services.notify).into_iter().map(|route| NewNotice { route, event: event.clone() }));
-    }
-    Ok(moved)
-}
-
-/// The alert's own targets, else those of the settings, else the log.
-#[must_use]
-pub fn routes(own: &[NotifyTarget], default: &[NotifyTarget]) -> Vec<Route> {
-    let targets = if own.is_empty() { default } else { own };
-    if targets.is_empty() {
-        return vec![Route { sink: "log".to_owned(), connection: String::new(), target: String::new() }];
-    }
-    targets.iter().map(|target| Route { sink: "slack".to_owned(), connection: target.connection.clone(), target: target.slack.clone() }).collect()
-}
-
-fn rule(alert: &AlertSpec) -> Rule {
-    let hold = match alert.hold {
-        For::Runs(runs) => Hold::Runs(runs),
-        For::Time(time) => Hold::Time(time),
-    };
-    Rule { hold, repeat: alert.repeat }
-}
-
-fn since(over: Over, now: Timestamp) -> Since {
-    match over {
-        Over::Last(window) => Since::Time(now.as_microsecond().saturating_sub(window.millis().saturating_mul(1000))),
-        Over::Runs(runs) => Since::Runs(runs),
-    }
-}
-
-async fn measured<'a>(monitor: &'a Monitor, services: &Services, alert: &'a AlertSpec, now: Timestamp) -> Result<Evaluation<'a>, sqlx::Error> {
+/// The store's.
+pub(super) async fn evaluate<'a>(ended: Ended<'a>, alert: &'a AlertSpec, before: &AlertMemory) -> Result<Evaluation<'a>, sqlx::Error> {
+    let Ended { monitor, services, now, .. } = ended;
     let since = since(alert.over, now);
     let statistic = alert.when.statistic;
     let latencies = statistic == Statistic::LatencyP95;
     let values = !latencies && !matches!(statistic, Statistic::PassRate | Statistic::CostUsd);
     let tally = services.store.tally(&monitor.spec.name, alert.metric.as_deref(), &since, values, latencies).await?;
     let measured = statistic.of(&tally);
+    let Found { condition, after, summary } = found(ended, alert, before, &measured).await?;
     let window = match alert.over {
         Over::Last(window) => window.to_string(),
         Over::Runs(1) => "1 run".to_owned(),
@@ -151,13 +40,12 @@ async fn measured<'a>(monitor: &'a Monitor, services: &Services, alert: &'a Aler
     Ok(Evaluation {
         name: &alert.name,
         severity: alert.severity,
-        rule: rule(alert),
-        observed: alert.when.observe(&measured, alert.min_samples),
+        after,
         condition: alert.when.to_string(),
-        summary: alert.when.summary(alert.metric.as_deref().unwrap_or(&monitor.spec.name), &measured),
+        summary,
         metric: alert.metric.as_deref(),
         value: measured.value,
-        threshold: Some(alert.when.threshold),
+        threshold: condition.map(|condition| condition.threshold),
         n: Some(measured.n),
         window: Some(window),
         notify: &alert.notify,
@@ -165,64 +53,151 @@ async fn measured<'a>(monitor: &'a Monitor, services: &Services, alert: &'a Aler
     })
 }
 
-fn found<'a>(builtin: &'a Builtin, health: &Health) -> Evaluation<'a> {
-    let finding = builtin.check(health);
-    Evaluation {
-        name: builtin.name,
-        severity: builtin.severity,
-        rule: builtin.rule,
-        observed: finding.observed,
-        condition: builtin.name.to_owned(),
-        summary: finding.summary,
-        metric: None,
-        value: finding.value,
-        threshold: finding.threshold,
-        n: finding.n,
-        window: builtin.window.map(str::to_owned),
-        notify: &[],
-        worst: None,
+struct Found {
+    /// With a number; `None` while its level is learned.
+    condition: Option<Condition>,
+    after: Step,
+    summary: String,
+}
+
+async fn found(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, measured: &Measured) -> Result<Found, sqlx::Error> {
+    let subject = alert.metric.as_deref().unwrap_or(&ended.monitor.spec.name);
+    let about = about(ended, alert);
+    let (learned, level) = learned(ended, alert, before, &about).await?;
+    let (condition, mut found) = match level {
+        Err(progress) => {
+            let after = step(before, &rule(alert), &Observed::Learning(progress), ended.now, &ended.report.run_id);
+            // Evidence is about a level, and there is none.
+            let after = Step { memory: AlertMemory { evidence: None, ..after.memory }, ..after };
+            (None, Found { condition: None, after, summary: format!("{subject}: {}", shown(alert, measured)) })
+        }
+        Ok(condition) => {
+            let found = match alert.evidence {
+                Some(evidence) => on_evidence(ended, alert, evidence, condition, &about, before, measured).await?,
+                None => {
+                    let observed = observe(alert, condition, before, measured);
+                    let after = step(before, &rule(alert), &observed, ended.now, &ended.report.run_id);
+                    let after = Step { memory: AlertMemory { evidence: None, ..after.memory }, ..after };
+                    Found { condition: None, after, summary: condition.summary(subject, measured) }
+                }
+            };
+            (Some(condition), found)
+        }
+    };
+    found.after.memory.baseline = learned;
+    Ok(Found { condition, ..found })
+}
+
+/// A plain threshold. While it fires, `resolve_when` says when it is over.
+fn observe(alert: &AlertSpec, condition: Condition, before: &AlertMemory, measured: &Measured) -> Observed {
+    let observed = condition.observe(measured, alert.min_samples);
+    match (alert.resolve_when, measured.value) {
+        (Some(end), Some(value)) if before.state == AlertState::Firing && matches!(observed, Observed::Breached(_)) => Observed::Breached(!end.holds(value)),
+        _ => observed,
     }
 }
 
-async fn health(
-    monitor: &Monitor,
-    services: &Services,
-    report: &RunReport,
-    new_items: u64,
-    period: std::time::Duration,
-    now: Timestamp,
-) -> Result<Health, sqlx::Error> {
-    let (store, name, now_us) = (&services.store, &monitor.spec.name, now.as_microsecond());
-    let earlier = store.last_reports(name, RUNS).await?;
-    let failed_in_a_row = std::iter::once(report).chain(&earlier).take_while(|run| run.status == RunStatus::Failed).count();
-    let (first, last) = store.first_run_and_last_item(name).await?;
-    let (scored, failed) = store.judgements(name, now_us - DAY_US).await?;
-    let (dead_rows_new, dead_rows) = store.dead_rows(name, now_us - DAY_US).await?;
-    let time = |us: i64| Timestamp::from_microsecond(us).ok();
-    Ok(Health {
-        now,
-        period,
-        failed_in_a_row: u32::try_from(failed_in_a_row).unwrap_or(u32::MAX),
-        ever_succeeded: report.status != RunStatus::Failed || store.monitor_status(name).await?.last_success_us.is_some(),
-        last_error: report.error.clone(),
-        first_run_at: first.and_then(time),
-        last_new_item_at: if new_items > 0 { Some(now) } else { last.and_then(time) },
-        scored,
-        failed,
-        judge_blocked: report.judge_blocked.clone(),
-        over_budget: report.over_budget.clone(),
-        dead_rows_new,
-        dead_rows,
-    })
+async fn on_evidence(
+    ended: Ended<'_>,
+    alert: &AlertSpec,
+    evidence: EvidenceSpec,
+    condition: Condition,
+    about: &str,
+    before: &AlertMemory,
+    measured: &Measured,
+) -> Result<Found, sqlx::Error> {
+    let Ended { monitor, services, report, now, .. } = ended;
+    let subject = alert.metric.as_deref().unwrap_or(&monitor.spec.name);
+    let judged = services.store.judged(&monitor.spec.name, alert.metric.as_deref(), &report.run_id).await?;
+    let shared = match evidence.scope {
+        ConfidenceScope::Alert => None,
+        ConfidenceScope::Project => Some(others(ended, &alert.name).await?),
+    };
+    let shared = shared.as_ref().map(|(others, watched)| Shared { others, watched: *watched });
+    let promise = Promise { confidence: evidence.confidence, interval: interval(monitor, report.slot) };
+    let ask = Ask { condition, promise, min_samples: alert.min_samples, about, shared };
+    let stepped = step_on_evidence(before, &rule(alert), &ask, &judged, report.slot.as_second(), now, &report.run_id);
+    let (after, Shown { level, streak, .. }) = match stepped {
+        Ok(stepped) => stepped,
+        Err(message) => (step(before, &rule(alert), &Observed::Error(message), now, &report.run_id), Shown { level: 0.0, streak: None, in_doubt: false }),
+    };
+    let summary = match (&after.verdict, streak) {
+        (Verdict::Notify(AlertEventKind::Firing, _), Some(streak)) => {
+            firing_sentence(subject, &condition, promise, streak, shared.map(|shared| shared.watched))
+        }
+        (Verdict::Notify(AlertEventKind::Resolved, _), Some(streak)) => resolved_sentence(subject, &condition, streak),
+        _ => {
+            let of_what = if before.state == AlertState::Firing { "that it is over" } else { "against it" };
+            format!("{}; evidence {of_what}: {} %", condition.summary(subject, measured), figure((level * 100.0).floor()))
+        }
+    };
+    Ok(Found { condition: Some(condition), after, summary })
 }
 
-/// The three worst items of the window, for a message about a metric.
-async fn worst(monitor: &Monitor, services: &Services, evaluation: &Evaluation<'_>) -> Result<Vec<WorstItem>, sqlx::Error> {
-    let (Some(metric), Some(since)) = (evaluation.metric, &evaluation.worst) else { return Ok(Vec::new()) };
-    let higher_is_better = monitor.metrics.iter().find(|judge| judge.gives.may_give(&judge.name, metric)).is_none_or(|judge| judge.higher_is_better);
-    let rows = services.store.worst(&monitor.spec.name, metric, since, higher_is_better, 3).await?;
-    Ok(rows.into_iter().map(|(item_id, value, reason, url)| WorstItem { item_id, value, reason, url }).collect())
+/// The evidence of the other alerts that share the project's promise, and how many alerts do.
+async fn others(ended: Ended<'_>, alert: &str) -> Result<(Vec<f64>, u64), sqlx::Error> {
+    let stored = ended.services.store.shared_evidence(&ended.monitor.spec.name, alert).await?;
+    let memories: Vec<AlertMemory> = stored.iter().filter_map(|json| serde_json::from_str(json).ok()).collect();
+    let quiet = memories.iter().filter(|memory| memory.state != AlertState::Firing).filter_map(|memory| memory.evidence.as_ref());
+    Ok((quiet.map(crate::alerting::evidence::Gathered::ln).collect(), memories.len() as u64 + 1))
 }
 
-/// The wait between two slots that `no-data` assumes where the plan knows none.
-pub(super) const UNKNOWN_PERIOD: Human = Human::hours(1);
+/// The condition with a number in it, or how far learning is; and what is kept of it.
+async fn learned(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, about: &str) -> Result<(Option<Learned>, Result<Condition, String>), sqlx::Error> {
+    if !alert.when.baseline {
+        return Ok((None, Ok(alert.when)));
+    }
+    let about = format!("{about} {} {}", alert.when.statistic, alert.baseline);
+    let slot_us = ended.report.slot.as_microsecond();
+    let mut learned = Learned::carried(before.baseline.as_ref(), &about, slot_us);
+    if let Some(level) = learned.level {
+        return Ok((Some(learned), Ok(alert.when.against(&level))));
+    }
+    let monitor = &ended.monitor.spec.name;
+    let runs = ended.services.store.run_means(monitor, alert.metric.as_deref(), alert.when.statistic, learned.since_us()).await?;
+    let window_us = alert.baseline.millis().saturating_mul(1000);
+    let progress = match learned.learn(&runs, window_us) {
+        Ok(level) => {
+            let condition = alert.when.against(&level);
+            format!("learned what is normal: {} {}; from the next run on: {condition}", condition.statistic, figure(level.mean))
+        }
+        Err(progress) => progress,
+    };
+    Ok((Some(learned), Err(progress)))
+}
+
+/// What the scores speak of: under another metric, another revision of it or another draw, what was gathered says nothing.
+fn about(ended: Ended<'_>, alert: &AlertSpec) -> String {
+    let spec = &ended.monitor.spec;
+    let metric = alert.metric.as_deref().unwrap_or_default();
+    let revision = ended.metrics.iter().find(|judge| judge.gives.may_give(&judge.name, metric)).map_or("", |judge| &judge.revision);
+    let sampling = &spec.sampling;
+    let draw = format!("{:?} {:?} {:?}", sampling.strategy, spec.source.filter, spec.source.key());
+    blake3::hash(format!("{metric}\0{revision}\0{draw}").as_bytes()).to_hex()[..16].to_owned()
+}
+
+/// Seconds between two runs.
+fn interval(monitor: &Monitor, slot: Timestamp) -> f64 {
+    let spec = &monitor.spec;
+    Plan::new(&spec.schedule, &spec.name).ok().and_then(|plan| plan.mean_gap(slot)).unwrap_or(3600.0)
+}
+
+fn shown(alert: &AlertSpec, measured: &Measured) -> String {
+    let n = measured.n;
+    measured.value.map_or_else(|| format!("no {} yet", alert.when.statistic), |value| format!("{} {} over {n} answers", alert.when.statistic, figure(value)))
+}
+
+fn rule(alert: &AlertSpec) -> Rule {
+    let hold = match alert.hold {
+        For::Runs(runs) => Hold::Runs(runs),
+        For::Time(time) => Hold::Time(time),
+    };
+    Rule { hold, repeat: alert.repeat, keep: alert.keep_firing_for }
+}
+
+fn since(over: Over, now: Timestamp) -> Since {
+    match over {
+        Over::Last(window) => Since::Time(now.as_microsecond().saturating_sub(window.millis().saturating_mul(1000))),
+        Over::Runs(runs) => Since::Runs(runs),
+    }
+}

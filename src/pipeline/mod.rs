@@ -9,9 +9,11 @@
 //!
 //! Absent on purpose: YAML, wall clocks (`Services::clock`), waiting for slots.
 
+mod alerts;
 mod books;
 mod evaluate;
 mod extract;
+mod health;
 mod measure;
 mod monitor;
 mod publish;
@@ -23,7 +25,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-pub use measure::routes;
+pub use alerts::routes;
 pub use monitor::{BuildEnv, Monitor};
 pub use publish::{Couriers, NOTICES};
 pub use run::{Order, Progress, published, run};

@@ -2,7 +2,7 @@
 //! its own, so a sink that is down holds no other one up. What waits is in the store; a courier keeps nothing.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -185,30 +185,21 @@ impl Couriers {
     }
 
     async fn notices(&self, services: &Services) -> Result<Round, Stop> {
-        let now = services.clock.now();
-        let mut held: HashSet<(String, String)> = HashSet::new();
-        let mut until_us = None;
-        let mut sent = false;
-        for notice in services.store.due_notices(100).await? {
-            // Events of one firing keep their order: a resolve never overtakes the message that it resolves.
-            let place = (notice.event.fingerprint.clone(), format!("{:?}", notice.route));
-            if notice.next_us > now.as_microsecond() || held.contains(&place) {
-                until_us = Some(until_us.map_or(notice.next_us, |until: i64| until.min(notice.next_us)));
-                held.insert(place);
-                continue;
-            }
-            let end = self.tell(&notice, now).await;
-            let again = matches!(end, NoticeEnd::Again(_));
-            services.store.record_notice(notice.id, end).await?;
-            if again {
-                held.insert(place);
-            } else {
-                sent = true;
-                // What hangs on this message's thread reads it from the store.
-                break;
-            }
+        let due = services.store.due_notices(services.now_us(), 100).await?;
+        if due.is_empty() {
+            return Ok(Round::Idle { until_us: services.store.next_notice_us().await? });
         }
-        if sent { Ok(Round::Sent) } else { Ok(Round::Idle { until_us: until_us.or_else(|| (!held.is_empty()).then(|| now.as_microsecond() + 1_000_000)) }) }
+        for notice in due {
+            let (id, end) = match notice {
+                Ok(notice) => (notice.id, self.tell(&notice, services.clock.now()).await),
+                Err(id) => {
+                    tracing::error!(notice = id, "a message to people no longer reads and is given up");
+                    (id, NoticeEnd::Dead("it no longer reads".to_owned()))
+                }
+            };
+            services.store.record_notice(id, end).await?;
+        }
+        Ok(Round::Sent)
     }
 
     async fn tell(&self, notice: &DueNotice, now: Timestamp) -> NoticeEnd {

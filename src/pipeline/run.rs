@@ -17,10 +17,10 @@ use tracing::Instrument;
 
 use super::{
     Monitor, Services,
+    alerts::{self, Ended, Moved, UNKNOWN_PERIOD},
     books::Books,
     evaluate::{Drawn, Judging},
     extract::NoCase,
-    measure,
     sample::{self, Reservoir, Rule},
     view,
 };
@@ -29,7 +29,7 @@ use crate::{
     metrics::Price,
     model::{Decision, GivenHash, ItemKey, PublishedCounts, RunReport, Score, Trace},
     sources::{Fetched, Pages, SourceError},
-    store::{Closed, ItemEnd, ItemOutcome, NewItem, NewScore, Pending, RunRow},
+    store::{Closed, FinishedRun, ItemEnd, ItemOutcome, NewItem, NewScore, Pending, RunRow},
     telemetry,
     util::text,
 };
@@ -107,18 +107,20 @@ async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Resu
     if order.dry_run {
         return Ok(report);
     }
-    let period = order.period.unwrap_or(measure::UNKNOWN_PERIOD.0);
+    let period = order.period.unwrap_or(UNKNOWN_PERIOD.0);
     let new_items = books.tally().new_items;
-    let moved = match measure::alerts(monitor, services, &report, new_items, period).await {
+    let ended = Ended { monitor, metrics: &books.metrics, services, report: &report, now: services.clock.now() };
+    let Moved { rows, removed, notices, lines } = match alerts::after_run(ended, new_items, period).await {
         Ok(moved) => moved,
         Err(error) => {
             tracing::error!(monitor = %monitor.spec.name, %error, "alerts could not be evaluated");
-            measure::Moved::default()
+            Moved::default()
         }
     };
-    report.alerts = moved.lines;
+    report.alerts = lines;
     let now = services.clock.now();
-    services.store.finish_run(report.run_id.clone(), new_items, report.clone(), now.as_microsecond(), moved.rows, moved.notices).await?;
+    let finished = FinishedRun { new_items, report: report.clone(), at_us: now.as_microsecond(), alerts: rows, removed_alerts: removed, notices };
+    services.store.finish_run(finished).await?;
     services.outbox.send_replace(());
     report.published = published(services, &report.run_id, monitor).await;
     telemetry::run_finished(&report, now.as_duration().as_secs_f64());
@@ -151,7 +153,7 @@ async fn work<'a>(books: &'a Books<'a>) -> Result<(), Stopped> {
 /// New items as they come: dedup -> observations -> filter -> extract -> sample -> evaluate -> record.
 async fn draw_and_judge<'a>(books: &'a Books<'a>, mut pages: mpsc::Receiver<Vec<Fetched>>) -> Result<(), Stopped> {
     let concurrency = books.monitor.spec.evaluation.concurrency.max(1);
-    match Rule::new(&books.monitor.spec.sampling, books.order.run.seed) {
+    match Rule::new(&books.monitor.spec.sampling, books.order.run.seed).times(books.boost().await?) {
         Rule::Share(share) => {
             // Drawn and stored ahead of the judges, so that a free place never waits for the disk.
             let (ready, mut drawn) = mpsc::channel(1);

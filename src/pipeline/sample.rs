@@ -34,6 +34,17 @@ impl Rule {
     }
 }
 
+impl Rule {
+    /// Draws so many times as many items; what is not drawn by chance stays as it is.
+    pub(super) fn times(self, boost: u32) -> Self {
+        match self {
+            Self::Share(share) => Self::Share((share * f64::from(boost)).min(1.0)),
+            Self::Smallest { n, by: by @ By::Chance { .. } } => Self::Smallest { n: n.saturating_mul(usize::try_from(boost).unwrap_or(usize::MAX)), by },
+            Self::Smallest { .. } => self,
+        }
+    }
+}
+
 /// Whether an item lies in the share: by its id alone, so monitors with the same rate judge the same items.
 pub(super) fn in_share(share: f64, item_id: &str) -> bool {
     unit(blake3::hash(item_id.as_bytes())) < share

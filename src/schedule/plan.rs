@@ -184,6 +184,22 @@ impl Plan {
         Duration::try_from(self.next_after(next)?.duration_since(next)).ok()
     }
 
+    /// Seconds between two slots, on average over the hundred after `from`.
+    #[must_use]
+    pub fn mean_gap(&self, from: Timestamp) -> Option<f64> {
+        const SLOTS: u32 = 100;
+        if let Rule::Every(ms) = self.rule {
+            return Some(SignedDuration::from_millis(ms).as_secs_f64());
+        }
+        let first = self.next_after(from)?;
+        let mut last = first;
+        let mut gaps = 0;
+        while let (true, Some(next)) = (gaps < SLOTS, self.next_after(last)) {
+            (last, gaps) = (next, gaps + 1);
+        }
+        (gaps > 0).then(|| last.duration_since(first).as_secs_f64() / f64::from(gaps))
+    }
+
     /// The zone in which slots are shown.
     #[must_use]
     pub fn zone(&self) -> &TimeZone {
@@ -248,6 +264,15 @@ mod tests {
         assert_eq!(slots(&berlin, "2026-03-28T12:00:00Z", 2), ["2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"]);
         let london = cron_plan("0 0 0 * * *", "Europe/London");
         assert_eq!(slots(&london, "2026-03-28T12:00:00Z", 2), ["2026-03-29T00:00:00Z", "2026-03-29T23:00:00Z"]);
+    }
+
+    #[test]
+    fn the_mean_gap_of_working_hours_is_longer_than_an_hour() {
+        let every = ScheduleSpec { every: Some(Human::mins(15)), ..ScheduleSpec::default() };
+        assert_eq!(plan(every).mean_gap(Timestamp::UNIX_EPOCH), Some(900.0));
+        // Eight runs a day, five days a week: 40 in 168 hours.
+        let office = cron_plan("0 9-16 * * 1-5", "UTC").mean_gap(Timestamp::UNIX_EPOCH).unwrap() / 3600.0;
+        assert!((office - 4.2).abs() < 0.3, "{office}");
     }
 
     #[test]

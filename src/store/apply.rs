@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use sqlx::{QueryBuilder, SqliteConnection};
 
 use super::{
-    DrawBatch, Fate, NewItem, NewNotice, NoticeEnd, RunRow, SentBatch, experiments, gateway,
+    DrawBatch, Fate, FinishedRun, NewItem, NewNotice, NoticeEnd, RunRow, SentBatch, experiments, gateway,
     outcomes::{self, hex},
     prompts, retention,
-    writer::{FinishedRun, Reply, Request, Write},
+    writer::{Reply, Request, Write},
 };
 
 /// Ids of monitors and queues by name, so that the big tables hold small integers.
@@ -158,7 +158,7 @@ async fn finish_run(db: &mut SqliteConnection, names: &mut Names, run: &Finished
     let report = json(&run.report)?;
     let sql = "UPDATE runs SET status = $1, finished_us = $2, new_items = $3, report = $4 WHERE id = $5";
     let new_items = i64::try_from(run.new_items).unwrap_or(i64::MAX);
-    sqlx::query(sql).bind(run.report.status.as_str()).bind(run.at_us).bind(new_items).bind(report).bind(&run.run_id).execute(&mut *db).await?;
+    sqlx::query(sql).bind(run.report.status.as_str()).bind(run.at_us).bind(new_items).bind(report).bind(&run.report.run_id).execute(&mut *db).await?;
     for alert in &run.alerts {
         let sql = "INSERT INTO alerts (monitor, name, state, reason, memory, updated_us) VALUES ($1, $2, $3, $4, $5, $6)
             ON CONFLICT (monitor, name) DO UPDATE SET state = excluded.state, reason = excluded.reason, memory = excluded.memory, updated_us = excluded.updated_us";
@@ -171,6 +171,9 @@ async fn finish_run(db: &mut SqliteConnection, names: &mut Names, run: &Finished
             .bind(run.at_us)
             .execute(&mut *db)
             .await?;
+    }
+    for name in &run.removed_alerts {
+        sqlx::query("DELETE FROM alerts WHERE monitor = $1 AND name = $2").bind(monitor).bind(name).execute(&mut *db).await?;
     }
     for notice in &run.notices {
         insert_notice(db, notice, run.at_us).await?;

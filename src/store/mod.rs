@@ -12,6 +12,7 @@
 //!
 //! Absent on purpose: rules. The store neither decides nor knows what a decision means.
 
+mod alerts;
 mod apply;
 mod experiments;
 mod gateway;
@@ -34,14 +35,16 @@ use sqlx::{
 };
 use tokio::sync::watch;
 
+pub use alerts::Since;
 pub use gateway::{CachedRow, CallRow, UsageRow};
 use lookup::Lookup;
 pub use prompts::PromptRow;
-pub use read::{ExportFilter, ItemLife, MonitorStatus, QueueStatus, Since};
+pub use read::{ExportFilter, ItemLife, MonitorStatus, QueueStatus};
 pub use retention::Retention;
 pub use secrets::{SecretsError, change_secrets, read_secrets};
 pub use types::{
-    AlertRow, DrawBatch, Due, DueNotice, Failure, Fate, ItemEnd, ItemOutcome, NewItem, NewNotice, NewScore, NoticeEnd, Pending, Queue, RunRow, SentBatch,
+    AlertRow, DrawBatch, Due, DueNotice, Failure, Fate, FinishedRun, ItemEnd, ItemOutcome, NewItem, NewNotice, NewScore, NoticeEnd, Pending, Queue, RunRow,
+    SentBatch,
 };
 pub use writer::Writer;
 use writer::{Reply, Request, Write};
@@ -176,16 +179,8 @@ impl Store {
     ///
     /// # Errors
     /// `Closed`.
-    pub async fn finish_run(
-        &self,
-        run_id: String,
-        new_items: u64,
-        report: crate::model::RunReport,
-        at_us: i64,
-        alerts: Vec<AlertRow>,
-        notices: Vec<NewNotice>,
-    ) -> Result<(), Closed> {
-        self.write(Write::FinishRun(Box::new(writer::FinishedRun { run_id, new_items, report, at_us, alerts, notices }))).await.map(|_| ())
+    pub async fn finish_run(&self, run: FinishedRun) -> Result<(), Closed> {
+        self.write(Write::FinishRun(Box::new(run))).await.map(|_| ())
     }
 
     /// What became of a batch of the outbox.

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use sqlx::{Row, sqlite::SqliteRow};
 
-use super::{Due, DueNotice, Pending, RunRow, Store};
+use super::{Due, Pending, RunRow, Store};
 use crate::{
-    model::{GivenHash, ItemKey, RunReport, Score, Tally},
+    model::{GivenHash, ItemKey, RunReport, Score},
     sinks::Delivery,
 };
 
@@ -109,10 +109,10 @@ fn run(row: &SqliteRow) -> Result<RunRow> {
     })
 }
 
-const MONITOR: &str = "(SELECT id FROM monitors WHERE name = $1)";
+pub(super) const MONITOR: &str = "(SELECT id FROM monitors WHERE name = $1)";
 
 /// SQL from constants alone; `sqlx` wants that said.
-fn sql(text: String) -> sqlx::AssertSqlSafe<String> {
+pub(super) fn sql(text: String) -> sqlx::AssertSqlSafe<String> {
     sqlx::AssertSqlSafe(text)
 }
 
@@ -241,73 +241,6 @@ impl Store {
         sqlx::query(text).bind(key.0.as_slice()).fetch_all(&self.read).await?.iter().map(score).collect()
     }
 
-    /// What lies in a window of one metric's judgements (of all metrics without a name). `values` and `latencies` say
-    /// whether the single figures are wanted, whose cost grows with the window.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn tally(&self, monitor: &str, metric: Option<&str>, since: &Since, values: bool, latencies: bool) -> Result<Tally> {
-        let window = format!("FROM scores WHERE monitor = {MONITOR} AND ($2 IS NULL OR metric = $2) AND {}", since.condition());
-        let text = format!(
-            "SELECT count(CASE WHEN outcome = 'scored' THEN passed END) AS verdicts, coalesce(sum(CASE WHEN outcome = 'scored' THEN passed END), 0) AS passed,
-                    coalesce(sum(outcome = 'failed'), 0) AS failed, sum(cost_usd) AS cost {window}"
-        );
-        let row = sqlx::query(sql(text)).bind(monitor).bind(metric).bind(since.value()).fetch_one(&self.read).await?;
-        let count = |name: &str| -> Result<u64> { Ok(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or(0)) };
-        let mut tally =
-            Tally { with_verdict: count("verdicts")?, passed: count("passed")?, failed: count("failed")?, cost_usd: row.try_get("cost")?, ..Tally::default() };
-        if values {
-            let text = format!("SELECT value {window} AND outcome = 'scored'");
-            tally.values = sqlx::query_scalar(sql(text)).bind(monitor).bind(metric).bind(since.value()).fetch_all(&self.read).await?;
-        }
-        if latencies {
-            let text = format!("SELECT CAST(latency_ms AS REAL) {window} AND latency_ms IS NOT NULL");
-            tally.latencies_ms = sqlx::query_scalar(sql(text)).bind(monitor).bind(metric).bind(since.value()).fetch_all(&self.read).await?;
-        }
-        Ok(tally)
-    }
-
-    /// Judgements since an instant that gave a score, and those that failed.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn judgements(&self, monitor: &str, since_us: i64) -> Result<(u64, u64)> {
-        let text = format!(
-            "SELECT coalesce(sum(outcome = 'scored'), 0), coalesce(sum(outcome = 'failed'), 0) FROM scores WHERE monitor = {MONITOR} AND created_us >= $2"
-        );
-        let (scored, failed): (i64, i64) = sqlx::query_as(sql(text)).bind(monitor).bind(since_us).fetch_one(&self.read).await?;
-        Ok((u64::try_from(scored).unwrap_or(0), u64::try_from(failed).unwrap_or(0)))
-    }
-
-    /// The worst scored items of a window: (item, value, reason, url).
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn worst(
-        &self,
-        monitor: &str,
-        metric: &str,
-        since: &Since,
-        higher_is_better: bool,
-        n: u32,
-    ) -> Result<Vec<(String, f64, String, Option<String>)>> {
-        let order = if higher_is_better { "ASC" } else { "DESC" };
-        let text = format!(
-            "SELECT item_id, value, reason, url FROM scores WHERE monitor = {MONITOR} AND metric = $2 AND {} AND outcome = 'scored' ORDER BY value {order}, created_us DESC LIMIT $4",
-            since.condition()
-        );
-        let rows = sqlx::query(sql(text)).bind(monitor).bind(metric).bind(since.value()).bind(n).fetch_all(&self.read).await?;
-        rows.iter().map(|row| Ok((row.try_get("item_id")?, row.try_get("value")?, row.try_get("reason")?, row.try_get("url")?))).collect()
-    }
-
-    /// (alert, memory) of a monitor.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn alert_memories(&self, monitor: &str) -> Result<Vec<(String, String)>> {
-        sqlx::query_as(sql(format!("SELECT name, memory FROM alerts WHERE monitor = {MONITOR}"))).bind(monitor).fetch_all(&self.read).await
-    }
-
     /// Rows of a monitor's scores that a sink refused for good: since an instant, and all.
     ///
     /// # Errors
@@ -386,25 +319,6 @@ impl Store {
             .collect()
     }
 
-    /// Messages not delivered yet, in the order they were made.
-    ///
-    /// # Errors
-    /// The database's; a message that no longer reads is left out.
-    pub async fn due_notices(&self, limit: u32) -> Result<Vec<DueNotice>> {
-        let text = "SELECT n.id, n.route, n.event, n.attempts, n.next_us,
-                (SELECT t.thread FROM notices t WHERE t.fingerprint = n.fingerprint AND t.route = n.route AND t.thread IS NOT NULL ORDER BY t.id LIMIT 1) AS thread
-            FROM notices n WHERE n.state = 0 ORDER BY n.id LIMIT $1";
-        let rows = sqlx::query(text).bind(limit).fetch_all(&self.read).await?;
-        let mut due = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let (route, event): (String, String) = (row.try_get("route")?, row.try_get("event")?);
-            let (Ok(route), Ok(event)) = (serde_json::from_str(&route), serde_json::from_str(&event)) else { continue };
-            let attempts = u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(u32::MAX);
-            due.push(DueNotice { id: row.try_get("id")?, route, event, attempts, next_us: row.try_get("next_us")?, thread: row.try_get("thread")? });
-        }
-        Ok(due)
-    }
-
     /// # Errors
     /// The database's.
     pub async fn monitor_status(&self, monitor: &str) -> Result<MonitorStatus> {
@@ -476,36 +390,5 @@ impl Store {
         let rows = sqlx::query(text).bind(after).bind(filter.monitor.as_deref()).bind(filter.since_us).bind(limit).fetch_all(&self.read).await?;
         let next = rows.last().map(|row| row.try_get("id")).transpose()?;
         Ok((rows.iter().map(score).collect::<Result<_>>()?, next))
-    }
-}
-
-/// Which scores a window holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Since {
-    /// Made at or after this instant.
-    Time(i64),
-    /// Made by the latest finished runs, this many.
-    Runs(u32),
-    /// Made by one run.
-    Run(String),
-}
-
-impl Since {
-    fn condition(&self) -> &'static str {
-        match self {
-            Self::Time(_) => "created_us >= CAST($3 AS INTEGER)",
-            Self::Runs(_) => {
-                "run_id IN (SELECT id FROM runs WHERE monitor = (SELECT id FROM monitors WHERE name = $1) ORDER BY started_us DESC LIMIT CAST($3 AS INTEGER))"
-            }
-            Self::Run(_) => "run_id = $3",
-        }
-    }
-
-    fn value(&self) -> String {
-        match self {
-            Self::Time(us) => us.to_string(),
-            Self::Runs(n) => n.to_string(),
-            Self::Run(id) => id.clone(),
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{AlertEvent, AlertState, BodyKey, Decision, GivenHash, ItemKey, Outcome, Route, Usage};
+use crate::model::{AlertEvent, AlertState, BodyKey, Decision, GivenHash, ItemKey, Outcome, Route, RunReport, Usage};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunRow {
@@ -121,6 +121,18 @@ pub struct AlertRow {
     pub memory: String,
 }
 
+/// A run that ended, with what it made of its monitor's alerts.
+#[derive(Debug, Clone)]
+pub struct FinishedRun {
+    pub new_items: u64,
+    pub report: RunReport,
+    pub at_us: i64,
+    pub alerts: Vec<AlertRow>,
+    /// Alerts that the monitor no longer has.
+    pub removed_alerts: Vec<String>,
+    pub notices: Vec<NewNotice>,
+}
+
 #[derive(Debug, Clone)]
 pub struct NewNotice {
     pub route: Route,
@@ -162,7 +174,6 @@ pub struct DueNotice {
     pub route: Route,
     pub event: AlertEvent,
     pub attempts: u32,
-    pub next_us: i64,
     /// What the service returned for an earlier event of the same firing.
     pub thread: Option<String>,
 }

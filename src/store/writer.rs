@@ -6,16 +6,13 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOp
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    AlertRow, DrawBatch, Health, ItemOutcome, NewNotice, NoticeEnd, Retention, RunRow, SentBatch,
+    DrawBatch, FinishedRun, Health, ItemOutcome, NoticeEnd, Retention, RunRow, SentBatch,
     apply::{self, Names},
     experiments::Grouped,
     gateway::GatewayWrite,
     prompts::PromptWrite,
 };
-use crate::{
-    model::RunReport,
-    util::backoff::{self, Policy},
-};
+use crate::util::backoff::{self, Policy};
 
 /// Writes gathered into one transaction: enough to make an fsync cheap, few enough to keep the first one's wait short.
 const BATCH: usize = 256;
@@ -75,15 +72,6 @@ impl Write {
             | Self::Close => false,
         }
     }
-}
-
-pub(super) struct FinishedRun {
-    pub run_id: String,
-    pub new_items: u64,
-    pub report: RunReport,
-    pub at_us: i64,
-    pub alerts: Vec<AlertRow>,
-    pub notices: Vec<NewNotice>,
 }
 
 /// The one hand that writes.

@@ -1,0 +1,194 @@
+//! Alerts after a run: evaluate each, and hand back what is to be stored and said.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::{Monitor, Services, health::health, measure, monitor::Judge};
+use crate::{
+    alerting::{AlertMemory, BUILTINS, Builtin, Health, Step, Verdict, step},
+    config::NotifyTarget,
+    model::{AlertEvent, AlertEventKind, AlertLine, AlertState, Route, RunReport, Severity, WorstItem},
+    store::{AlertRow, NewNotice, Since},
+    util::duration::Human,
+};
+
+/// What a run made of the monitor's alerts.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    pub rows: Vec<AlertRow>,
+    /// Alerts that the monitor no longer has.
+    pub removed: Vec<String>,
+    pub notices: Vec<NewNotice>,
+    pub lines: Vec<AlertLine>,
+}
+
+/// One alert, evaluated: all that is stored and said of it.
+pub(super) struct Evaluation<'a> {
+    pub name: &'a str,
+    pub severity: Severity,
+    pub after: Step,
+    pub condition: String,
+    pub summary: String,
+    pub metric: Option<&'a str>,
+    pub value: Option<f64>,
+    pub threshold: Option<f64>,
+    pub n: Option<u64>,
+    pub window: Option<String>,
+    pub notify: &'a [NotifyTarget],
+    /// Where its worst examples are looked for.
+    pub worst: Option<Since>,
+}
+
+/// The run whose end alerts are evaluated at; not stored yet.
+#[derive(Clone, Copy)]
+pub(super) struct Ended<'a> {
+    pub monitor: &'a Monitor,
+    /// As the run judged by them.
+    pub metrics: &'a [Judge],
+    pub services: &'a Services,
+    pub report: &'a RunReport,
+    pub now: Timestamp,
+}
+
+/// Evaluates every alert of the monitor.
+///
+/// # Errors
+/// The store's: then no alert moves, and the next run evaluates them.
+pub(super) async fn after_run(ended: Ended<'_>, new_items: u64, period: std::time::Duration) -> Result<Moved, sqlx::Error> {
+    let Ended { monitor, services, report, now, .. } = ended;
+    let spec = &monitor.spec;
+    let mut memories = memories(services, &spec.name).await?;
+    let health = health(monitor, services, report, new_items, period, now).await?;
+    let mut moved = Moved::default();
+    for alert in &spec.alerts {
+        let before = memories.remove(&alert.name).unwrap_or_default();
+        let evaluation = measure::evaluate(ended, alert, &before).await?;
+        moved.take(ended, &before, evaluation).await?;
+    }
+    for builtin in BUILTINS.iter().filter(|builtin| spec.alerts.iter().all(|alert| alert.name != builtin.name)) {
+        let before = memories.remove(builtin.name).unwrap_or_default();
+        let evaluation = found(builtin, &health, &before, now, &report.run_id);
+        moved.take(ended, &before, evaluation).await?;
+    }
+    for (name, memory) in memories {
+        moved.end(ended, name, &memory).await?;
+    }
+    Ok(moved)
+}
+
+/// What is kept of the monitor's alerts, by name.
+pub(super) async fn memories(services: &Services, monitor: &str) -> Result<BTreeMap<String, AlertMemory>, sqlx::Error> {
+    let stored = services.store.alert_memories(monitor).await?;
+    // A memory that no longer reads starts anew: at worst an alert is said twice.
+    Ok(stored.into_iter().map(|(name, json)| (name, serde_json::from_str(&json).unwrap_or_default())).collect())
+}
+
+impl Moved {
+    async fn take(&mut self, ended: Ended<'_>, before: &AlertMemory, evaluation: Evaluation<'_>) -> Result<(), sqlx::Error> {
+        let Ended { monitor, services, report, now, .. } = ended;
+        let name = &monitor.spec.name;
+        let Step { memory: mut after, verdict } = evaluation.after.clone();
+        let prompt = evaluation.metric.and_then(|metric| prompt_of(ended, metric));
+        after.see_prompt(prompt, matches!(verdict, Verdict::Notify(..)));
+        let reason = format!("{}; {}", evaluation.summary, verdict.reason());
+        self.lines.push(AlertLine { name: evaluation.name.to_owned(), state: after.state, reason: reason.clone() });
+        self.rows.push(AlertRow {
+            monitor: name.clone(),
+            name: evaluation.name.to_owned(),
+            state: after.state,
+            reason,
+            memory: serde_json::to_string(&after).unwrap_or_default(),
+        });
+        let Verdict::Notify(kind, _) = verdict else { return Ok(()) };
+        let worst = worst(monitor, services, &evaluation).await?;
+        let event = AlertEvent {
+            fingerprint: after.fingerprint(name, evaluation.name),
+            kind,
+            monitor: name.clone(),
+            alert: evaluation.name.to_owned(),
+            severity: evaluation.severity,
+            condition: evaluation.condition,
+            summary: before.prompt_changed(prompt).into_iter().fold(evaluation.summary, |summary, changed| format!("{summary}; {changed}")),
+            metric: evaluation.metric.map(str::to_owned),
+            value: evaluation.value,
+            threshold: evaluation.threshold,
+            n: evaluation.n,
+            window: evaluation.window,
+            since: after.since.or(after.firing_since).unwrap_or(now),
+            at: now,
+            run_id: report.run_id.clone(),
+            labels: monitor.spec.labels.clone(),
+            worst,
+        };
+        self.notices.extend(routes(evaluation.notify, &services.notify).into_iter().map(|route| NewNotice { route, event: event.clone() }));
+        Ok(())
+    }
+
+    /// An alert that stands in the monitor no longer: whoever was told that it fires is told that it ended.
+    async fn end(&mut self, ended: Ended<'_>, name: String, memory: &AlertMemory) -> Result<(), sqlx::Error> {
+        if memory.state == AlertState::Firing {
+            let fingerprint = memory.fingerprint(&ended.monitor.spec.name, &name);
+            for (route, told) in ended.services.store.told(&fingerprint).await? {
+                let summary = "the alert was taken out of the monitor".to_owned();
+                let event = AlertEvent {
+                    kind: AlertEventKind::Resolved,
+                    summary,
+                    at: ended.now,
+                    run_id: ended.report.run_id.clone(),
+                    worst: Vec::new(),
+                    value: None,
+                    n: None,
+                    ..told
+                };
+                self.notices.push(NewNotice { route, event });
+            }
+        }
+        self.removed.push(name);
+        Ok(())
+    }
+}
+
+/// The prompt that the metric judged with, where that is kept outside of the settings.
+fn prompt_of<'a>(ended: Ended<'a>, metric: &str) -> Option<&'a crate::model::PromptUse> {
+    ended.metrics.iter().find(|judge| judge.gives.may_give(&judge.name, metric)).and_then(|judge| judge.prompt.as_ref())
+}
+
+/// The alert's own targets, else those of the settings, else the log.
+#[must_use]
+pub fn routes(own: &[NotifyTarget], default: &[NotifyTarget]) -> Vec<Route> {
+    let targets = if own.is_empty() { default } else { own };
+    if targets.is_empty() {
+        return vec![Route { sink: "log".to_owned(), connection: String::new(), target: String::new() }];
+    }
+    targets.iter().map(|target| Route { sink: "slack".to_owned(), connection: target.connection.clone(), target: target.slack.clone() }).collect()
+}
+
+fn found<'a>(builtin: &'a Builtin, health: &Health, before: &AlertMemory, now: Timestamp, run_id: &str) -> Evaluation<'a> {
+    let finding = builtin.check(health);
+    Evaluation {
+        name: builtin.name,
+        severity: builtin.severity,
+        after: step(before, &builtin.rule, &finding.observed, now, run_id),
+        condition: builtin.name.to_owned(),
+        summary: finding.summary,
+        metric: None,
+        value: finding.value,
+        threshold: finding.threshold,
+        n: finding.n,
+        window: builtin.window.map(str::to_owned),
+        notify: &[],
+        worst: None,
+    }
+}
+
+/// The three worst items of the window, for a message about a metric.
+async fn worst(monitor: &Monitor, services: &Services, evaluation: &Evaluation<'_>) -> Result<Vec<WorstItem>, sqlx::Error> {
+    let (Some(metric), Some(since)) = (evaluation.metric, &evaluation.worst) else { return Ok(Vec::new()) };
+    let higher_is_better = monitor.metrics.iter().find(|judge| judge.gives.may_give(&judge.name, metric)).is_none_or(|judge| judge.higher_is_better);
+    let rows = services.store.worst(&monitor.spec.name, metric, since, higher_is_better, 3).await?;
+    Ok(rows.into_iter().map(|(item_id, value, reason, url)| WorstItem { item_id, value, reason, url }).collect())
+}
+
+/// The wait between two slots that `no-data` assumes where the plan knows none.
+pub(super) const UNKNOWN_PERIOD: Human = Human::hours(1);
