@@ -5,10 +5,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::model::{Changes, RunReport};
+use crate::{
+    alerting::silence::Silence,
+    model::{Changes, Gate, RunReport},
+};
 
 /// A run by hand.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunRequest {
     pub since: Option<Timestamp>,
@@ -17,6 +20,18 @@ pub struct RunRequest {
     pub dry_run: bool,
     /// Keep the scores and never send them.
     pub no_publish: bool,
+    /// A release check instead of a run over new items.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gate>,
+}
+
+/// What `assayd silence` asks for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SilenceOrder {
+    Add(Silence),
+    /// By its id, at this instant.
+    Expire(String, Timestamp),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

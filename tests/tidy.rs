@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What a folder of src/ may use, beside itself. Single edges beyond this are in [`ALSO`].
-const MAY_USE: [(&str, &[&str]); 20] = [
+const MAY_USE: [(&str, &[&str]); 21] = [
     ("main", &["cli"]),
     ("cli", &["daemon", "config", "control", OPEN]),
     (
@@ -19,6 +19,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
             "control",
             "schedule",
             "alerting",
+            "statistics",
             "connections",
             "sources",
             "metrics",
@@ -31,8 +32,8 @@ const MAY_USE: [(&str, &[&str]); 20] = [
         ],
     ),
     ("web", &["control", "prompts", "providers", "store", OPEN]),
-    ("config", &["schedule", "alerting", "connections", "sources", "metrics", "providers", "sinks", "store", OPEN]),
-    ("pipeline", &["schedule", "alerting", "config", "connections", "sources", "metrics", "providers", "sinks", "store", OPEN]),
+    ("config", &["schedule", "alerting", "statistics", "connections", "sources", "metrics", "providers", "sinks", "store", OPEN]),
+    ("pipeline", &["schedule", "alerting", "statistics", "config", "connections", "sources", "metrics", "providers", "sinks", "store", OPEN]),
     ("sources", &["connections", OPEN]),
     ("metrics", &["providers", OPEN]),
     ("prompts", &["connections", "metrics", "schedule", "store", OPEN]),
@@ -40,9 +41,10 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     ("providers", &[OPEN]),
     ("sinks", &["connections", OPEN]),
     ("store", &[OPEN]),
-    ("alerting", &["model", "util"]),
+    ("alerting", &["statistics", "model", "util"]),
+    ("statistics", &[]),
     ("schedule", &["model", "util"]),
-    ("control", &[OPEN]),
+    ("control", &["alerting", OPEN]),
     ("connections", &["util"]),
     ("telemetry", &["model"]),
     ("model", &[]),
@@ -50,7 +52,9 @@ const MAY_USE: [(&str, &[&str]); 20] = [
 ];
 
 /// Edges that the map does not have, each with its reason.
-const ALSO: [(&str, &str, &str); 7] = [
+const ALSO: [(&str, &str, &str); 9] = [
+    ("cli", "alerting", "`simulate` tries the alerts, which are pure"),
+    ("cli", "statistics", "figures of `simulate` and `gate`"),
     ("cli", "store", "commands that only read work beside a running daemon, on the store itself"),
     ("cli", "schedule", "`next` and `status` show the plan, which is pure"),
     ("cli", "pipeline", "`once` shows a run's progress, `validate --live` probes a monitor as the daemon would build it"),

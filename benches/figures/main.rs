@@ -7,6 +7,7 @@
 //! machine.
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "figures for people to read, not identities")]
 
+mod alerts;
 mod client;
 mod daemon;
 mod dedup;
@@ -41,7 +42,7 @@ impl Size {
 
 type Figure = fn(Size, &mut Report) -> anyhow::Result<()>;
 
-const FIGURES: [(&str, Figure); 9] = [
+const FIGURES: [(&str, Figure); 10] = [
     ("judge", judge::cpu),
     ("wall", judge::wall),
     ("schedule", schedule::figures),
@@ -51,6 +52,7 @@ const FIGURES: [(&str, Figure); 9] = [
     ("gateway", gateway::figures),
     ("postgres", postgres::figures),
     ("exec", exec::figures),
+    ("alerts", alerts::figures),
 ];
 
 fn main() -> ExitCode {

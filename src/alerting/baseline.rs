@@ -5,9 +5,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::statistics::{
-    baseline::{CONFIDENCE, Level, MIN_ITEMS, MIN_RUNS, learn},
-    real,
+use crate::{
+    model::RunMean,
+    statistics::{
+        baseline::{CONFIDENCE, Level, MIN_ITEMS, MIN_RUNS, learn},
+        real,
+    },
 };
 
 /// What was learned, or how far it is.
@@ -18,15 +21,6 @@ pub struct Learned {
     /// The first run it is learned of; microseconds.
     since_us: i64,
     pub level: Option<Level>,
-}
-
-/// A run's scores of the statistic that is learned.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RunMean {
-    /// Its slot; microseconds.
-    pub slot_us: i64,
-    pub mean: f64,
-    pub n: u64,
 }
 
 const DAY_US: i64 = 86_400_000_000;

@@ -68,6 +68,9 @@ pub struct AlertMemory {
     pub last_sent_at: Option<Timestamp>,
     /// How often this alert has fired.
     pub firings: u64,
+    /// It fires, and nobody was told: something mutes it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub untold: bool,
     /// The run that was counted last.
     pub last_run: Option<String>,
     /// The prompt that people know of: of the last message, or the first that was judged with.
@@ -154,6 +157,10 @@ pub enum Reason {
     NoData,
     Learning(String),
     CouldNotEvaluate(String),
+    /// By a silence, or by an alert that explains this one.
+    Muted(String),
+    NoLongerMuted,
+    NobodyWasTold,
     /// A run counts once, however often it is evaluated.
     RunCountedBefore,
 }
@@ -186,6 +193,9 @@ impl fmt::Display for Reason {
             Self::NoData => f.write_str("no data in the window"),
             Self::Learning(progress) => f.write_str(progress),
             Self::CouldNotEvaluate(error) => write!(f, "could not be evaluated: {error}"),
+            Self::Muted(by) => write!(f, "muted: {by}"),
+            Self::NoLongerMuted => f.write_str("still firing, and no longer muted"),
+            Self::NobodyWasTold => f.write_str("it ended before anybody was told"),
             Self::RunCountedBefore => f.write_str("this run was counted before"),
         }
     }

@@ -16,6 +16,8 @@ mod condition;
 pub mod evidence;
 mod machine;
 mod measure;
+pub mod silence;
+pub mod simulate;
 
 pub use builtin::{BUILTINS, Builtin, Finding, Health};
 pub use condition::{Comparison, Condition};

@@ -2,6 +2,7 @@
 //!
 //! Exit codes (SPEC 3): 0 done; 1 the command ran and found problems; 2 wrong usage or no valid settings.
 
+mod calibrate;
 mod explain;
 mod export;
 mod import;
@@ -14,6 +15,8 @@ mod postgres;
 mod prompts;
 mod run;
 mod secrets;
+mod silence;
+mod simulate;
 mod status;
 mod usage;
 mod validate;
@@ -78,6 +81,15 @@ enum Command {
     Export(export::Arguments),
     /// A monitoring file of the older Python tool as a monitor, and what it scored into the ledger
     Import(import::Arguments),
+    /// False alarms a month and delay of a monitor's alerts, under its own scores
+    Simulate(simulate::Arguments),
+    /// How far a judge agrees with people's labels, and what they would have said of all
+    Calibrate(calibrate::Arguments),
+    /// Alerts that people do not want to hear of for a while
+    Silence {
+        #[command(subcommand)]
+        action: silence::Action,
+    },
     /// Ask a profile's model, through limits, budgets and prices
     Infer(infer::Arguments),
     /// Profiles: whether their models answer, and what they cost
@@ -190,6 +202,9 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Next(arguments) => next::next(&overrides, &arguments),
         Command::Export(arguments) => export::export(&overrides, &arguments),
         Command::Import(arguments) => import::import(&overrides, &arguments),
+        Command::Simulate(arguments) => simulate::simulate(&overrides, &arguments),
+        Command::Calibrate(arguments) => calibrate::calibrate(&overrides, &arguments),
+        Command::Silence { action } => silence::silence(&overrides, action),
         Command::Infer(arguments) => infer::infer(&overrides, &arguments),
         Command::Models(arguments) => models::models(&overrides, &arguments),
         Command::Usage(arguments) => usage::usage(&overrides, &arguments),

@@ -38,7 +38,7 @@ pub(super) fn once(overrides: &Overrides, arguments: Arguments) -> Result<(), Fa
     let spec = monitor(&settings, &arguments.monitor)?;
     let log = crate::config::LogSpec { file: None, level: overrides.log_level.clone().unwrap_or_else(|| "warn".to_owned()), ..settings.log.clone() };
     let _guard = logs::start(&log)?;
-    let request = RunRequest { since: arguments.since, until: arguments.until, dry_run: arguments.dry_run, no_publish: arguments.no_publish };
+    let request = RunRequest { since: arguments.since, until: arguments.until, dry_run: arguments.dry_run, no_publish: arguments.no_publish, gate: None };
     let me = Holder { pid: std::process::id(), command: "assayd once".to_owned(), listen: None };
     let report = match StateLock::take(&settings.state, &me) {
         Ok(lock) => {

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::gateway::budgets;
 use crate::{
-    alerting::Condition,
+    alerting::{Condition, Hold, Rule},
     metrics::MetricConfig,
     model::{Budget, Severity},
     schedule::plan::ScheduleSpec,
@@ -262,6 +262,18 @@ pub struct AlertSpec {
     pub notify: Vec<NotifyTarget>,
     /// Said again this often while it fires. Default 4h.
     pub repeat: Human,
+}
+
+impl AlertSpec {
+    /// How it turns what is seen into messages.
+    #[must_use]
+    pub fn rule(&self) -> Rule {
+        let hold = match self.hold {
+            For::Runs(runs) => Hold::Runs(runs),
+            For::Time(time) => Hold::Time(time),
+        };
+        Rule { hold, repeat: self.repeat, keep: self.keep_firing_for }
+    }
 }
 
 /// What an alert with `confidence` promises.

@@ -7,6 +7,7 @@ mod monitors;
 mod once;
 mod prompts;
 mod reload;
+mod silences;
 pub mod supervisor;
 mod watch;
 pub mod wire;
@@ -43,6 +44,7 @@ use crate::{
 pub use infer::infer;
 pub use once::once;
 pub use prompts::refresh_prompts;
+pub use silences::silence;
 
 /// How long couriers get to send what is left when the daemon stops.
 const LAST_SENDING: Duration = Duration::from_secs(5);

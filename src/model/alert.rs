@@ -46,6 +46,17 @@ pub enum Severity {
     Info,
 }
 
+impl Severity {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Critical => "critical",
+            Self::Warning => "warning",
+            Self::Info => "info",
+        }
+    }
+}
+
 /// Where a message goes: a kind of sink (`slack`, `log`) and its target (a channel).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Route {
@@ -130,4 +141,24 @@ pub struct Judged {
     /// `None` where there is no verdict.
     pub passed: Option<bool>,
     pub latency_ms: Option<f64>,
+}
+
+/// Of what a run's mean is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MeanOf {
+    Values,
+    /// 1 for passed, 0 for not.
+    Passed,
+    /// 1 for a judgement that failed, 0 for one that did not.
+    Failed,
+}
+
+/// What a run's judgements gave.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RunMean {
+    /// Its slot; microseconds.
+    pub slot_us: i64,
+    pub mean: f64,
+    /// Judgements.
+    pub n: u64,
 }

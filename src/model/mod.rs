@@ -12,11 +12,11 @@ mod prompt;
 mod run;
 mod trace;
 
-pub use alert::{AlertEvent, AlertEventKind, AlertState, Judged, Route, Severity, Tally, WorstItem};
+pub use alert::{AlertEvent, AlertEventKind, AlertState, Judged, MeanOf, Route, RunMean, Severity, Tally, WorstItem};
 pub use budget::{Budget, Per, nano_usd, usd};
 pub use ids::{BodyKey, GivenHash, ItemKey, content_hash, dataset_id, run_id, score_id, trace_id};
 pub use item::{About, Item, MetricAbout};
 pub use outcome::{Decision, ItemCounts, Outcome, Score, Usage, Wait};
 pub use prompt::{ChatTurn, PromptAt, PromptRef, PromptText, PromptUse, PromptVersion};
-pub use run::{AlertLine, Changes, MetricSummary, PublishedCounts, RunReport, RunStatus, Trigger};
+pub use run::{AlertLine, Changes, Gate, GateAnswer, GateReport, MetricSummary, PublishedCounts, RunReport, RunStatus, Trigger};
 pub use trace::{Case, Observation, Trace};

@@ -94,6 +94,65 @@ pub struct RunReport {
     /// The prompts from Langfuse that metrics judged with, by metric.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub prompts: BTreeMap<String, PromptUse>,
+    /// Of a release check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<GateReport>,
+}
+
+/// Whether the mean of a metric over a window's items is at a threshold or better.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gate {
+    pub metric: String,
+    /// In [0.001, 0.999].
+    pub threshold: f64,
+    /// In [0.5, 1).
+    pub confidence: f64,
+}
+
+/// What a release check found: whether the mean of a window's items is at the threshold or better.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GateReport {
+    pub metric: String,
+    /// In [0, 1].
+    pub threshold: f64,
+    /// A wrong pass and a wrong fail each have at most the probability 1 - confidence.
+    pub confidence: f64,
+    pub answer: GateAnswer,
+    /// Whatever the items not judged were, the answer would be the same.
+    pub certain: bool,
+    /// Items that speak, and how many there are.
+    pub n: u64,
+    pub population: u64,
+    /// Of those items; `None` of none.
+    pub mean: Option<f64>,
+    /// Where the mean of all lies, with the same confidence.
+    pub low: f64,
+    pub high: f64,
+    /// Items whose judgement failed or that the metric does not apply to: left out.
+    pub left_out: u64,
+    /// Why there is no answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateAnswer {
+    Pass,
+    Fail,
+    Undecided,
+}
+
+impl GateAnswer {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Fail => "fail",
+            Self::Undecided => "undecided",
+        }
+    }
 }
 
 /// A metric over one run.

@@ -6,8 +6,13 @@ use jiff::Timestamp;
 
 use super::{Monitor, Services, health::health, measure, monitor::Judge};
 use crate::{
-    alerting::{AlertMemory, BUILTINS, Builtin, Health, Step, Verdict, step},
+    alerting::{
+        AlertMemory, BUILTINS, Builtin, Health, Step, Verdict,
+        silence::{Silence, mute},
+        step,
+    },
     config::NotifyTarget,
+    metrics::Price,
     model::{AlertEvent, AlertEventKind, AlertLine, AlertState, Route, RunReport, Severity, WorstItem},
     store::{AlertRow, NewNotice, Since},
     util::duration::Human,
@@ -60,16 +65,22 @@ pub(super) async fn after_run(ended: Ended<'_>, new_items: u64, period: std::tim
     let spec = &monitor.spec;
     let mut memories = memories(services, &spec.name).await?;
     let health = health(monitor, services, report, new_items, period, now).await?;
+    let silences = silences(services, now).await?;
+    let mut built_in = Vec::with_capacity(BUILTINS.len());
+    for builtin in BUILTINS.iter().filter(|builtin| spec.alerts.iter().all(|alert| alert.name != builtin.name)) {
+        let before = memories.remove(builtin.name).unwrap_or_default();
+        let evaluation = found(builtin, &health, &before, now, &report.run_id);
+        built_in.push((before, evaluation));
+    }
     let mut moved = Moved::default();
     for alert in &spec.alerts {
         let before = memories.remove(&alert.name).unwrap_or_default();
         let evaluation = measure::evaluate(ended, alert, &before).await?;
-        moved.take(ended, &before, evaluation).await?;
+        let explained = explained(ended, &evaluation, &built_in);
+        moved.take(ended, &before, evaluation, explained, &silences).await?;
     }
-    for builtin in BUILTINS.iter().filter(|builtin| spec.alerts.iter().all(|alert| alert.name != builtin.name)) {
-        let before = memories.remove(builtin.name).unwrap_or_default();
-        let evaluation = found(builtin, &health, &before, now, &report.run_id);
-        moved.take(ended, &before, evaluation).await?;
+    for (before, evaluation) in built_in {
+        moved.take(ended, &before, evaluation, None, &silences).await?;
     }
     for (name, memory) in memories {
         moved.end(ended, name, &memory).await?;
@@ -84,11 +95,50 @@ pub(super) async fn memories(services: &Services, monitor: &str) -> Result<BTree
     Ok(stored.into_iter().map(|(name, json)| (name, serde_json::from_str(&json).unwrap_or_default())).collect())
 }
 
+async fn silences(services: &Services, now: Timestamp) -> Result<Vec<Silence>, sqlx::Error> {
+    let rows = services.store.silences(now.as_microsecond()).await?;
+    Ok(rows.iter().filter_map(|row| Silence::read(&row.body, row.starts_us, row.ends_us)).collect())
+}
+
+/// The alert that explains this one and is told in its place: nothing can be said of the product while the source or the judge
+/// is down.
+fn explained(ended: Ended<'_>, evaluation: &Evaluation<'_>, built_in: &[(AlertMemory, Evaluation<'_>)]) -> Option<String> {
+    let judge = ended.metrics.iter().find(|judge| evaluation.metric.is_some_and(|metric| judge.gives.may_give(&judge.name, metric)))?;
+    let fires = |name: &str| built_in.iter().any(|(_, other)| other.name == name && other.after.memory.state == AlertState::Firing);
+    let by = if fires("runs-failing") {
+        "runs-failing"
+    } else if judge.price == Price::Paid && fires("judge-blocked") {
+        "judge-blocked"
+    } else {
+        return None;
+    };
+    Some(format!("{by} fires and explains it"))
+}
+
+/// What matchers of silences look at.
+fn labels(monitor: &Monitor, evaluation: &Evaluation<'_>) -> BTreeMap<String, String> {
+    let mut labels = monitor.spec.labels.clone();
+    labels.insert("alertname".to_owned(), evaluation.name.to_owned());
+    labels.insert("monitor".to_owned(), monitor.spec.name.clone());
+    labels.insert("severity".to_owned(), evaluation.severity.as_str().to_owned());
+    labels.extend(evaluation.metric.map(|metric| ("metric".to_owned(), metric.to_owned())));
+    labels
+}
+
 impl Moved {
-    async fn take(&mut self, ended: Ended<'_>, before: &AlertMemory, evaluation: Evaluation<'_>) -> Result<(), sqlx::Error> {
+    async fn take(
+        &mut self,
+        ended: Ended<'_>,
+        before: &AlertMemory,
+        evaluation: Evaluation<'_>,
+        explained: Option<String>,
+        silences: &[Silence],
+    ) -> Result<(), sqlx::Error> {
         let Ended { monitor, services, report, now, .. } = ended;
         let name = &monitor.spec.name;
-        let Step { memory: mut after, verdict } = evaluation.after.clone();
+        let of = labels(monitor, &evaluation);
+        let silenced = silences.iter().find(|silence| silence.mutes(&of, now)).map(|silence| format!("silence {} until {}", silence.id, silence.ends));
+        let Step { memory: mut after, verdict } = mute(before, evaluation.after.clone(), silenced.or(explained).as_deref());
         let prompt = evaluation.metric.and_then(|metric| prompt_of(ended, metric));
         after.see_prompt(prompt, matches!(verdict, Verdict::Notify(..)));
         let reason = format!("{}; {}", evaluation.summary, verdict.reason());
@@ -127,7 +177,7 @@ impl Moved {
 
     /// An alert that stands in the monitor no longer: whoever was told that it fires is told that it ended.
     async fn end(&mut self, ended: Ended<'_>, name: String, memory: &AlertMemory) -> Result<(), sqlx::Error> {
-        if memory.state == AlertState::Firing {
+        if memory.state == AlertState::Firing && !memory.untold {
             let fingerprint = memory.fingerprint(&ended.monitor.spec.name, &name);
             for (route, told) in ended.services.store.told(&fingerprint).await? {
                 let summary = "the alert was taken out of the monitor".to_owned();

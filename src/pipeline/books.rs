@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     metrics::Gives,
-    model::{BodyKey, Decision, GivenHash, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait, content_hash},
+    model::{BodyKey, Decision, GateReport, GivenHash, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait, content_hash},
     sources::Window,
     statistics::{
         Interval,
@@ -50,6 +50,7 @@ pub(super) struct Tally {
     over_budget: Option<String>,
     first_failure: Option<String>,
     cost_usd: f64,
+    pub gate: Option<GateReport>,
 }
 
 #[derive(Default)]
@@ -255,6 +256,7 @@ impl<'a> Books<'a> {
             judge_blocked: tally.judge_blocked.clone(),
             over_budget: tally.over_budget.clone(),
             prompts: self.metrics.iter().filter_map(|judge| Some((judge.name.to_string(), judge.prompt.clone()?))).collect(),
+            gate: tally.gate.clone(),
             duration_ms: u64::try_from(self.services.clock.now().duration_since(started).as_millis()).unwrap_or(0),
         }
     }

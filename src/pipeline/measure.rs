@@ -8,13 +8,13 @@ use super::{
 };
 use crate::{
     alerting::{
-        AlertMemory, Condition, Hold, Measured, Observed, Rule, Statistic, Step, Verdict,
+        AlertMemory, Condition, Measured, Observed, Statistic, Step, Verdict,
         baseline::Learned,
         evidence::{Ask, Shared, Shown, firing_sentence, resolved_sentence, step_on_evidence},
         step,
     },
-    config::{AlertSpec, ConfidenceScope, EvidenceSpec, For, Over},
-    model::{AlertEventKind, AlertState},
+    config::{AlertSpec, ConfidenceScope, EvidenceSpec, Over},
+    model::{AlertEventKind, AlertState, MeanOf},
     schedule::plan::Plan,
     statistics::evidence::Promise,
     store::Since,
@@ -66,7 +66,7 @@ async fn found(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, measur
     let (learned, level) = learned(ended, alert, before, &about).await?;
     let (condition, mut found) = match level {
         Err(progress) => {
-            let after = step(before, &rule(alert), &Observed::Learning(progress), ended.now, &ended.report.run_id);
+            let after = step(before, &alert.rule(), &Observed::Learning(progress), ended.now, &ended.report.run_id);
             // Evidence is about a level, and there is none.
             let after = Step { memory: AlertMemory { evidence: None, ..after.memory }, ..after };
             (None, Found { condition: None, after, summary: format!("{subject}: {}", shown(alert, measured)) })
@@ -76,7 +76,7 @@ async fn found(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, measur
                 Some(evidence) => on_evidence(ended, alert, evidence, condition, &about, before, measured).await?,
                 None => {
                     let observed = observe(alert, condition, before, measured);
-                    let after = step(before, &rule(alert), &observed, ended.now, &ended.report.run_id);
+                    let after = step(before, &alert.rule(), &observed, ended.now, &ended.report.run_id);
                     let after = Step { memory: AlertMemory { evidence: None, ..after.memory }, ..after };
                     Found { condition: None, after, summary: condition.summary(subject, measured) }
                 }
@@ -116,10 +116,10 @@ async fn on_evidence(
     let shared = shared.as_ref().map(|(others, watched)| Shared { others, watched: *watched });
     let promise = Promise { confidence: evidence.confidence, interval: interval(monitor, report.slot) };
     let ask = Ask { condition, promise, min_samples: alert.min_samples, about, shared };
-    let stepped = step_on_evidence(before, &rule(alert), &ask, &judged, report.slot.as_second(), now, &report.run_id);
+    let stepped = step_on_evidence(before, &alert.rule(), &ask, &judged, report.slot.as_second(), now, &report.run_id);
     let (after, Shown { level, streak, .. }) = match stepped {
         Ok(stepped) => stepped,
-        Err(message) => (step(before, &rule(alert), &Observed::Error(message), now, &report.run_id), Shown { level: 0.0, streak: None, in_doubt: false }),
+        Err(message) => (step(before, &alert.rule(), &Observed::Error(message), now, &report.run_id), Shown { level: 0.0, streak: None, in_doubt: false }),
     };
     let summary = match (&after.verdict, streak) {
         (Verdict::Notify(AlertEventKind::Firing, _), Some(streak)) => {
@@ -154,7 +154,12 @@ async fn learned(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, abou
         return Ok((Some(learned), Ok(alert.when.against(&level))));
     }
     let monitor = &ended.monitor.spec.name;
-    let runs = ended.services.store.run_means(monitor, alert.metric.as_deref(), alert.when.statistic, learned.since_us()).await?;
+    let of = match alert.when.statistic {
+        Statistic::PassRate => MeanOf::Passed,
+        Statistic::FailedRate => MeanOf::Failed,
+        _ => MeanOf::Values,
+    };
+    let runs = ended.services.store.run_means(monitor, alert.metric.as_deref(), of, learned.since_us()).await?;
     let window_us = alert.baseline.millis().saturating_mul(1000);
     let progress = match learned.learn(&runs, window_us) {
         Ok(level) => {
@@ -185,14 +190,6 @@ fn interval(monitor: &Monitor, slot: Timestamp) -> f64 {
 fn shown(alert: &AlertSpec, measured: &Measured) -> String {
     let n = measured.n;
     measured.value.map_or_else(|| format!("no {} yet", alert.when.statistic), |value| format!("{} {} over {n} answers", alert.when.statistic, figure(value)))
-}
-
-fn rule(alert: &AlertSpec) -> Rule {
-    let hold = match alert.hold {
-        For::Runs(runs) => Hold::Runs(runs),
-        For::Time(time) => Hold::Time(time),
-    };
-    Rule { hold, repeat: alert.repeat, keep: alert.keep_firing_for }
 }
 
 fn since(over: Over, now: Timestamp) -> Since {

@@ -1,15 +1,12 @@
 //! What alerts ask: what a window or a run holds, what is kept of each alert, what is to be said.
 
-use sqlx::Row;
+use sqlx::{Row, sqlite::SqliteRow};
 
 use super::{
     DueNotice, Store,
     read::{MONITOR, sql},
 };
-use crate::{
-    alerting::{Statistic, baseline::RunMean},
-    model::{AlertEvent, Judged, Route, Tally},
-};
+use crate::model::{AlertEvent, Judged, MeanOf, Route, RunMean, Tally};
 
 type Result<T> = std::result::Result<T, sqlx::Error>;
 
@@ -126,15 +123,30 @@ impl Store {
         rows.iter().map(|row| Ok(Judged { value: row.try_get("value")?, passed: row.try_get("passed")?, latency_ms: row.try_get("latency_ms")? })).collect()
     }
 
-    /// The figure that each finished run since an instant gave of a statistic that is a mean of its judgements, oldest first.
+    /// The newest judgements of a metric that chance drew, and how many runs made them.
     ///
     /// # Errors
     /// The database's.
-    pub async fn run_means(&self, monitor: &str, metric: Option<&str>, statistic: Statistic, since_us: i64) -> Result<Vec<RunMean>> {
-        let (value, counted) = match statistic {
-            Statistic::PassRate => ("s.passed", "s.outcome = 'scored' AND s.passed IS NOT NULL"),
-            Statistic::FailedRate => ("s.outcome = 'failed'", "true"),
-            _ => ("s.value", "s.outcome = 'scored'"),
+    pub async fn recent_judged(&self, monitor: &str, metric: &str, limit: u32) -> Result<(Vec<Judged>, u64)> {
+        let text = format!(
+            "SELECT s.run_id, CASE WHEN s.outcome = 'scored' THEN s.value END AS value, CASE WHEN s.outcome = 'scored' THEN s.passed END AS passed,
+                CAST(s.latency_ms AS REAL) AS latency_ms FROM scores s JOIN items i ON i.id = s.item
+            WHERE s.monitor = {MONITOR} AND s.metric = $2 AND s.outcome IN ('scored', 'failed') AND i.chosen = 0 ORDER BY s.created_us DESC LIMIT $3"
+        );
+        let rows = sqlx::query(sql(text)).bind(monitor).bind(metric).bind(limit).fetch_all(&self.read).await?;
+        let runs: std::collections::HashSet<String> = rows.iter().map(|row| row.try_get("run_id")).collect::<Result<_>>()?;
+        Ok((rows.iter().map(judged).collect::<Result<_>>()?, runs.len() as u64))
+    }
+
+    /// The figure that each finished run since an instant gave as the mean of its judgements, oldest first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn run_means(&self, monitor: &str, metric: Option<&str>, of: MeanOf, since_us: i64) -> Result<Vec<RunMean>> {
+        let (value, counted) = match of {
+            MeanOf::Passed => ("s.passed", "s.outcome = 'scored' AND s.passed IS NOT NULL"),
+            MeanOf::Failed => ("s.outcome = 'failed'", "true"),
+            MeanOf::Values => ("s.value", "s.outcome = 'scored'"),
         };
         let text = format!(
             "SELECT r.slot_us, avg({value}) AS mean, count(*) AS n FROM runs r JOIN scores s ON s.run_id = r.id JOIN items i ON i.id = s.item
@@ -198,6 +210,10 @@ impl Store {
     pub async fn next_notice_us(&self) -> Result<Option<i64>> {
         sqlx::query_scalar(sql(format!("SELECT min(n.next_us) FROM notices n WHERE {FIRST_WAITING}"))).fetch_one(&self.read).await
     }
+}
+
+fn judged(row: &SqliteRow) -> Result<Judged> {
+    Ok(Judged { value: row.try_get("value")?, passed: row.try_get("passed")?, latency_ms: row.try_get("latency_ms")? })
 }
 
 /// Of its firing and route, no earlier message waits.

@@ -7,7 +7,7 @@ use sqlx::{QueryBuilder, SqliteConnection};
 use super::{
     DrawBatch, Fate, FinishedRun, NewItem, NewNotice, NoticeEnd, RunRow, SentBatch, experiments, gateway,
     outcomes::{self, hex},
-    prompts, retention,
+    prompts, retention, silences,
     writer::{Reply, Request, Write},
 };
 
@@ -62,6 +62,7 @@ pub(super) async fn apply(db: &mut SqliteConnection, names: &mut Names, batch: &
             }
             Write::Grouped(grouped) => experiments::apply(db, grouped).await?,
             Write::Prompt(write) => prompts::apply(db, write).await?,
+            Write::Silence(write) => silences::apply(db, write).await?,
             Write::Retain(retention) => retention::retain(db, retention).await?,
             Write::Checkpoint | Write::Close => 0,
         };

@@ -23,6 +23,7 @@ mod prompts;
 mod read;
 mod retention;
 mod secrets;
+mod silences;
 mod types;
 mod writer;
 
@@ -42,6 +43,7 @@ pub use prompts::PromptRow;
 pub use read::{ExportFilter, ItemLife, MonitorStatus, QueueStatus};
 pub use retention::Retention;
 pub use secrets::{SecretsError, change_secrets, read_secrets};
+pub use silences::SilenceRow;
 pub use types::{
     AlertRow, DrawBatch, Due, DueNotice, Failure, Fate, FinishedRun, ItemEnd, ItemOutcome, NewItem, NewNotice, NewScore, NoticeEnd, Pending, Queue, RunRow,
     SentBatch,

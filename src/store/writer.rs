@@ -11,6 +11,7 @@ use super::{
     experiments::Grouped,
     gateway::GatewayWrite,
     prompts::PromptWrite,
+    silences::SilenceWrite,
 };
 use crate::util::backoff::{self, Policy};
 
@@ -47,6 +48,7 @@ pub(super) enum Write {
     },
     Gateway(GatewayWrite),
     Prompt(PromptWrite),
+    Silence(SilenceWrite),
     Grouped(Grouped),
     Retain(Retention),
     Checkpoint,
@@ -66,6 +68,7 @@ impl Write {
             | Self::FinishRun(_)
             | Self::Notice { .. }
             | Self::Prompt(_)
+            | Self::Silence(_)
             | Self::Grouped(_)
             | Self::Retain(_)
             | Self::Checkpoint

@@ -5,6 +5,7 @@
 
 mod langfuse;
 mod openai;
+pub mod silences;
 
 use std::{
     net::SocketAddr,
@@ -58,6 +59,7 @@ pub fn router(web: Web) -> Router {
         .route("/-/reload", post(reload))
         .route("/api/v1/monitors/{name}/runs", post(run_now))
         .route("/api/v1/prompts/refresh", post(refresh_prompts))
+        .route("/api/v1/silences", post(silences::post))
         .merge(openai::routes())
         .layer(middleware::from_fn_with_state(web.clone(), authorised))
         .route("/healthz", get(|| async { "ok\n" }))

@@ -39,6 +39,7 @@ async fn every_fault_of_every_file_is_told_in_one_go() {
 async fn a_fault_is_told_with_what_was_probably_meant() {
     let site = Site::new().await;
     let place = regex::Regex::new(r"monitors/m\.yaml:\d+:\d+: ").unwrap();
+    let alert = |rest: &str| format!("metrics: [{{ name: a, type: length, max: 1 }}]\nalerts: [{{ name: x, metric: a, {rest} }}]");
     for (text, wanted) in [
         ("metrics: [{ name: a, type: lenght, max: 1 }]", "length"),
         ("metrics: [{ name: a, type: length, maxx: 1 }]", "max"),
@@ -48,6 +49,15 @@ async fn a_fault_is_told_with_what_was_probably_meant() {
         ("metrics: [{ name: a, type: judge, rubric: faithfulness, model: juge }]", "judge"),
         ("metrics: [{ name: a, type: length, max: 1 }]\nalerts: [{ name: x, metric: aa, when: 'mean < 1' }]", "aa"),
         ("metrics: [{ name: a, type: length, max: 1 }]\nalerts: [{ name: x, metric: a, when: 'meen < 1' }]", "mean"),
+        (&alert("when: mean < 0.8, confidence: 99"), "0.99"),
+        (&alert("when: n < 8, confidence: 0.99"), "leave `confidence` out"),
+        (&alert("when: mean < 1, confidence: 0.99"), "0.999"),
+        (&alert("when: mean < 0.8, boost: 5"), "goes with `confidence`"),
+        (&alert("when: mean < 0.8, baseline: 7d"), "baseline - 0.02"),
+        (&alert("when: p10 < baseline - 0.02, confidence: 0.99"), "only mean, pass_rate and failed_rate"),
+        (&alert("when: mean < 0.8, resolve_when: mean > 0.7"), "may hold at the same time"),
+        (&alert("when: mean < 0.8, resolve_when: p10 > 0.9"), "as `when` does"),
+        (&alert("when: mean < 0.8, confidence: 0.99, resolve_when: mean > 0.9"), "leave `resolve_when` out"),
     ] {
         site.write("monitors/m.yaml", format!("schedule: {{ every: 5m }}\nsource: {{ type: file, path: x.jsonl }}\n{text}\n"));
         let output = site.run(&["validate"]).await.expect(1);

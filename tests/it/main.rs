@@ -18,8 +18,10 @@
 
 mod alerts;
 mod build;
+mod calibrate;
 mod cli;
 mod evaluate;
+mod evidence;
 mod experiments;
 mod faults;
 mod gateway;

@@ -65,7 +65,7 @@ pub fn plain(event: &AlertEvent) -> String {
     if event.kind == AlertEventKind::Notice {
         return one_line(&event.summary, 4_000);
     }
-    let mut line = format!("{} {}/{} ({}): {}", word(event).to_lowercase(), event.monitor, event.alert, severity(event.severity), event.summary);
+    let mut line = format!("{} {}/{} ({}): {}", word(event).to_lowercase(), event.monitor, event.alert, event.severity.as_str(), event.summary);
     if event.kind == AlertEventKind::Resolved {
         let _ = write!(line, "; after {}", lasted(event));
     } else {
@@ -113,7 +113,7 @@ fn sentence(event: &AlertEvent) -> String {
 
 fn fields(event: &AlertEvent) -> SlackBlock {
     let field = |name: &str, text: String| mrkdwn(format!("*{name}*\n{text}"));
-    let mut fields = vec![field("Severity", severity(event.severity).to_owned())];
+    let mut fields = vec![field("Severity", event.severity.as_str().to_owned())];
     if let Some(metric) = &event.metric {
         fields.push(field("Metric", escape(metric, FIELD)));
     }
@@ -184,14 +184,6 @@ fn sign(event: &AlertEvent) -> &'static str {
         (_, Severity::Critical) => "🔴",
         (_, Severity::Warning) => "🟠",
         (_, Severity::Info) => "🔵",
-    }
-}
-
-fn severity(severity: Severity) -> &'static str {
-    match severity {
-        Severity::Critical => "critical",
-        Severity::Warning => "warning",
-        Severity::Info => "info",
     }
 }
 
