@@ -10,10 +10,13 @@
 //! Absent on purpose: YAML, wall clocks (`Services::clock`), waiting for slots.
 
 mod books;
+mod candidates;
+mod dedup;
 mod evaluate;
 mod extract;
 mod measure;
 mod monitor;
+mod offers;
 mod publish;
 mod run;
 mod sample;

@@ -41,7 +41,8 @@ pub use read::{ExportFilter, ItemLife, MonitorStatus, QueueStatus, Since};
 pub use retention::Retention;
 pub use secrets::{SecretsError, change_secrets, read_secrets};
 pub use types::{
-    AlertRow, DrawBatch, Due, DueNotice, Failure, Fate, ItemEnd, ItemOutcome, NewItem, NewNotice, NewScore, NoticeEnd, Pending, Queue, RunRow, SentBatch,
+    AlertRow, Baseline, DrawBatch, Due, DueNotice, Failure, Fate, ItemEnd, ItemOutcome, Known, NewItem, NewNotice, NewScore, NoticeEnd, Pending, Queue, RunRow,
+    SentBatch, Stage,
 };
 pub use writer::Writer;
 use writer::{Reply, Request, Write};

@@ -19,6 +19,7 @@
 mod alerts;
 mod build;
 mod cli;
+mod draw;
 mod evaluate;
 mod experiments;
 mod faults;
