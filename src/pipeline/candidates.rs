@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Monitor, books::Books, dedup::Open, evaluate::Drawn, extract::NoCase, run::Stopped, view};
+use super::{Monitor, again::Beyond, books::Books, dedup::Open, evaluate::Drawn, extract::NoCase, run::Stopped, view};
 use crate::{
     model::{Case, Decision, GivenHash, ItemKey, Score, Trace},
     sources::SourceError,
@@ -125,8 +125,7 @@ pub(super) async fn candidates(books: &Books<'_>, items: Vec<Open>, baseline: Ve
         };
         match monitor.extract.case(&view) {
             Ok(case) => {
-                // What was paid for is not paid again where the change is in nothing that is judged.
-                let recorded = if known { books.services.store.scores_of(key).await? } else { Vec::new() };
+                let recorded = if known { recorded(books, key, &trace, &case).await? } else { Vec::new() };
                 found.open.push(Candidate { key, fetched_id: item.id, item_us, trace, view, case, always, given, failed, recorded });
             }
             Err(NoCase::NotApplicable(reason)) => found.decided.push(decided(Decision::NotApplicable, reason, None)),
@@ -165,4 +164,13 @@ async fn complete_one(books: &Books<'_>, mut open: Open) -> Result<Open, SourceE
 /// Whether an item that failed after as many attempts is tried again.
 pub(super) fn comes_back(monitor: &Monitor, attempts: u32) -> bool {
     attempts + 1 < monitor.spec.evaluation.max_attempts
+}
+
+/// What of an item is judged already: what was paid for is not paid again where the change is in nothing that is judged.
+pub(super) async fn recorded(books: &Books<'_>, key: ItemKey, trace: &Trace, case: &Case) -> Result<Vec<Score>, sqlx::Error> {
+    let scores = books.services.store.scores_of(key).await?;
+    Ok(match Beyond::of(books.monitor, trace, case) {
+        Some(beyond) => beyond.holding(scores),
+        None => scores,
+    })
 }

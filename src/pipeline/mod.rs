@@ -9,6 +9,7 @@
 //!
 //! Absent on purpose: YAML, wall clocks (`Services::clock`), waiting for slots.
 
+mod again;
 mod books;
 mod candidates;
 mod dedup;

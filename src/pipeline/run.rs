@@ -12,8 +12,9 @@ use tracing::Instrument;
 
 use super::{
     Monitor, Services,
+    again::Beyond,
     books::Books,
-    candidates::{Candidate, Candidates, comes_back},
+    candidates::{Candidate, Candidates, comes_back, recorded},
     evaluate::{Drawn, Judging},
     extract::NoCase,
     measure,
@@ -249,15 +250,19 @@ async fn record(books: &Books<'_>, judged: Result<ItemOutcome, Stopped>) -> Resu
 async fn judge(books: &Books<'_>, item: Drawn) -> Result<ItemOutcome, Stopped> {
     let run_id = &books.order.run.id;
     let mut judging = Judging::new(books.monitor, run_id, &item);
+    let beyond = Beyond::of(books.monitor, &item.trace, &item.case);
     let mut scores: Vec<NewScore> = Vec::with_capacity(books.metrics.len());
     for (at, judge) in books.metrics.iter().enumerate() {
         if judge.price == Price::Paid {
             // An answer that cannot be stored would be paid for twice.
             books.services.store.wait_until_well().await?;
         }
-        let judged = judging.by(judge).await;
+        let mut judged = judging.by(judge).await;
         if judged.is_empty() {
             continue;
+        }
+        if let Some(beyond) = &beyond {
+            beyond.told_apart(&mut judged);
         }
         judged.iter().for_each(|score| telemetry::judged(&books.monitor.spec.name, &score.metric, score.outcome.kind()));
         scores.extend(judged);
@@ -314,7 +319,7 @@ async fn restore(books: &Books<'_>, pending: &Pending) -> Result<Result<Drawn, B
         Err(NoCase::NotApplicable(reason)) => return Ok(unfit(Some(&trace), Decision::NotApplicable, reason)),
         Err(NoCase::Failed(reason)) => return Ok(unfit(Some(&trace), Decision::Failed, reason)),
     };
-    let recorded = books.services.store.scores_of(pending.key).await?;
+    let recorded = recorded(books, pending.key, &trace, &case).await?;
     Ok(Ok(Drawn { key: pending.key, trace: Arc::new(trace), view, case, attempts: pending.attempts, first_us: pending.first_us, recorded }))
 }
 
