@@ -23,7 +23,9 @@
 //! - A run is (monitor, slot), a score is (monitor, metric, revision, item, content): both have ids derived from that, so
 //!   whatever happens twice is the same thing again.
 //! - An item has one row in the ledger. It is drawn or not drawn once; a crash or a deferral never draws anew, only content that
-//!   changed does, where `rejudge` asks for it.
+//!   changed does, where `rejudge` asks for it. What fails before the draw (a filter that does not fit) waits and takes part in a
+//!   later one.
+//! - What waits is published as the run that took it was asked to, whichever run judges it.
 //! - A paid answer is on disk (`synchronous=FULL`) before its item counts as judged, and before anything is sent.
 //! - A failed judgement is an outcome with a reason, never a number.
 //! - A run is judged by one version of each prompt, read when it starts ([`prompts`]); the revision of its scores is that text's.

@@ -17,7 +17,7 @@ use crate::{
     providers::{CallCx, CallError, Model, Models, Question, Reply},
     schedule::plan::{Plan, ScheduleSpec},
     sinks::{NoRuns, Runs, SinkConfig, SinkCx, SinkKind},
-    sources::{Scope, SourceCx, SourceKind},
+    sources::{Scope, SourceConfig, SourceCx, SourceKind},
     util::{
         backoff::Policy,
         duration::Human,
@@ -132,7 +132,7 @@ fn source(node: &Node, monitor: &str, settings: &Settings, faults: &mut Vec<Faul
     if common.limit == 0 {
         faults.push(Fault::new(place(node, "limit"), "at least 1"));
     }
-    let scope = scope(&common, node, faults);
+    let scope = scope(&common, kind, config.as_ref(), node, faults);
     let cx = SourceCx { connections: &settings.connections, http: &CLIENT, base_dir: &settings.base_dir, wants_observations: false };
     if let Err(error) = config.build(&cx) {
         faults.push(unbuildable(node, &error));
@@ -151,13 +151,22 @@ fn source(node: &Node, monitor: &str, settings: &Settings, faults: &mut Vec<Faul
     })
 }
 
-fn scope(common: &SourceCommon, node: &Node, faults: &mut Vec<Fault>) -> Option<Scope> {
+fn scope(common: &SourceCommon, kind: &str, config: &dyn SourceConfig, node: &Node, faults: &mut Vec<Fault>) -> Option<Scope> {
     let mut wrong = |key: &str, message: &str| faults.push(Fault::new(place(node, key), message));
     if common.r#where.is_some() && common.scope != ScopeName::Observation {
         wrong("where", "`where` needs `scope: observation` beside it; what all items are filtered by is `filter`");
     }
     if common.session_window.is_some() && common.scope != ScopeName::Session {
         wrong("session_window", "`session_window` needs `scope: session` beside it");
+    }
+    let gives = match common.scope {
+        ScopeName::Trace => true,
+        ScopeName::Observation => config.gives_observations(),
+        ScopeName::Session => config.gives_sessions(),
+    };
+    if !gives {
+        let what = if common.scope == ScopeName::Session { "sessions" } else { "observations" };
+        wrong("scope", &format!("a source of type `{kind}` gives no {what}, so there would be no item"));
     }
     Some(match common.scope {
         ScopeName::Trace => Scope::Trace,

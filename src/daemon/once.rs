@@ -53,9 +53,20 @@ pub(super) fn new_order(
         |seed| i64::from_ne_bytes(seed.to_ne_bytes()),
     );
     let slot_us = slot.as_microsecond();
-    let run = RunRow { id, monitor: spec.name.clone(), slot_us, trigger, seed, publish: !request.no_publish, started_us: slot_us, drawn: false };
+    let run = RunRow {
+        id,
+        monitor: spec.name.clone(),
+        slot_us,
+        trigger,
+        seed,
+        publish: !request.no_publish,
+        started_us: slot_us,
+        since_us: request.since.map(jiff::Timestamp::as_microsecond),
+        until_us: request.until.map(jiff::Timestamp::as_microsecond),
+        drawn: false,
+    };
     let period = plan.and_then(|plan| plan.period(slot));
-    Order { run, since: request.since, until: request.until, dry_run: request.dry_run, period, progress }
+    Order { run, dry_run: request.dry_run, period, progress }
 }
 
 /// Runs one monitor now, finishing what an interrupted run left, and delivers what can be delivered.
@@ -85,7 +96,7 @@ pub async fn once(settings: Settings, spec: Arc<MonitorSpec>, request: RunReques
     if !request.dry_run {
         for open in world.services.store.open_runs().await?.into_iter().filter(|run| run.monitor == spec.name) {
             tracing::info!(monitor = %spec.name, run = %open.id, "finishing a run that was interrupted");
-            let resumed = Order { run: open, since: None, until: None, dry_run: false, period: order.period, progress: None };
+            let resumed = Order { run: open, dry_run: false, period: order.period, progress: None };
             pipeline::run(&monitor, &world.services, &resumed).await?;
         }
         world.services.store.begin_run(order.run.clone()).await?;

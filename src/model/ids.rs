@@ -1,4 +1,8 @@
+use std::{borrow::Cow, sync::Arc};
+
 use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Case, Trace, Trigger};
@@ -47,16 +51,45 @@ impl GivenHash {
     #[must_use]
     pub fn new(trace: &Trace) -> Self {
         let around = trace.observation_place().map(|_| "parent");
-        let extra: Vec<_> = trace.extra.iter().filter(|(key, _)| Some(key.as_str()) != around).collect();
+        let extra: Vec<_> = trace.extra.iter().filter(|(key, _)| Some(key.as_str()) != around).map(|(key, value)| (key, lasting(key, value))).collect();
         let said = (&trace.name, &trace.input, &trace.output, &trace.metadata, &trace.tags, extra);
         let from = (&trace.user_id, &trace.session_id, &trace.environment, &trace.release, &trace.version);
+        Self::hash(&(said, from))
+    }
+
+    /// Of an item as it came: one that could not be read is known by the reason.
+    #[must_use]
+    pub fn of(body: &Result<Arc<Trace>, String>) -> Self {
+        match body {
+            Ok(trace) => Self::new(trace),
+            Err(reason) => Self::hash(&("unread", reason)),
+        }
+    }
+
+    fn hash(content: &impl Serialize) -> Self {
         let mut hasher = blake3::Hasher::new();
         // Plain data into a hasher: it always serialises.
-        let _ = serde_json::to_writer(&mut hasher, &(said, from));
+        let _ = serde_json::to_writer(&mut hasher, content);
         let mut hash = [0; 16];
         hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
         Self(hash)
     }
+}
+
+/// A field of a trace without what becomes known later of the traces and observations that it holds: a session's, an
+/// observation's own, the right side of a join.
+fn lasting<'a>(key: &str, value: &'a Value) -> Cow<'a, Value> {
+    match value {
+        Value::Array(traces) if key == "traces" => Cow::Owned(traces.iter().map(without_later).collect()),
+        Value::Object(_) if matches!(key, "observation" | "right") => Cow::Owned(without_later(value)),
+        _ => Cow::Borrowed(value),
+    }
+}
+
+fn without_later(held: &Value) -> Value {
+    let Value::Object(fields) = held else { return held.clone() };
+    let later = |key: &str| matches!(key, "latency_ms" | "cost_usd" | "end" | "tokens" | "observations");
+    fields.iter().filter(|(key, _)| !later(key)).map(|(key, value)| (key.clone(), lasting(key, value).into_owned())).collect()
 }
 
 /// Length-prefixed, so that ("ab", "c") and ("a", "bc") differ.
@@ -112,7 +145,7 @@ pub fn content_hash(case: &Case) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -132,6 +165,33 @@ mod tests {
             let later = Trace { latency_ms: Some(latency), cost_usd: Some(latency), timestamp: Timestamp::UNIX_EPOCH, ..of(&said) };
             prop_assert_eq!(GivenHash::new(&of(&said)), GivenHash::new(&later));
         }
+    }
+
+    #[test]
+    fn what_becomes_known_later_of_what_a_trace_holds_is_none_of_its_content() {
+        let observation =
+            |said: &str, cost: f64| json!({ "id": "o", "output": said, "end": format!("2026-01-01T00:00:0{cost}Z"), "tokens": cost, "cost_usd": cost });
+        let held =
+            |said: &str, cost: f64| json!({ "id": "a", "output": said, "latency_ms": cost, "cost_usd": cost, "observations": [observation(said, cost)] });
+        let session = |said: &str, cost: f64| trace(json!({ "traces": [held("one", cost), held(said, cost)] }));
+        let one = |said: &str, cost: f64| trace(json!({ "observation": observation(said, cost) }));
+        let joined = |said: &str, cost: f64| {
+            let mut right = held("row", cost);
+            right["right"] = held(said, cost);
+            trace(json!({ "right": right, "rights": 1 }))
+        };
+        for of in [&session as &dyn Fn(&str, f64) -> Trace, &one, &joined] {
+            assert_eq!(GivenHash::new(&of("one", 1.0)), GivenHash::new(&of("one", 2.0)));
+            assert_ne!(GivenHash::new(&of("one", 1.0)), GivenHash::new(&of("two", 1.0)));
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_known_by_the_reason() {
+        let unread = |reason: &str| GivenHash::of(&Err(reason.to_owned()));
+        assert_eq!(unread("no output"), unread("no output"));
+        assert_ne!(unread("no output"), unread("no input"));
+        assert_ne!(unread("no output"), GivenHash::of(&Ok(Arc::new(trace(json!({}))))));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a run counts as it goes, and what it makes of that in the end.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -16,14 +16,14 @@ use super::{
 };
 use crate::{
     metrics::Gives,
-    model::{BodyKey, Decision, GateReport, GivenHash, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait, content_hash},
+    model::{BodyKey, Decision, GateReport, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait, content_hash},
     sources::Window,
     statistics::{
         Interval,
         interval::{SHOWN, wilson},
         real,
     },
-    store::{DrawBatch, ItemEnd, ItemOutcome, NewItem, NewScore, Queue},
+    store::{Baseline, DrawBatch, ItemEnd, ItemOutcome, NewItem, NewScore, Queue},
     telemetry,
 };
 
@@ -42,8 +42,11 @@ pub(super) struct Books<'a> {
 pub(super) struct Tally {
     pub counts: ItemCounts,
     pub new_items: u64,
-    /// New items of this run: a source may send an item twice before its first is stored.
-    pub seen: HashSet<ItemKey>,
+    /// Up to which time each item counts as looked at by this run: a source may send it twice before its first is stored.
+    pub seen: HashMap<ItemKey, i64>,
+    /// Items of this run's draw, and those of them that failed before they could be drawn.
+    looked_at: u64,
+    unfit: u64,
     drawn: u64,
     metrics: BTreeMap<String, MetricTally>,
     judge_blocked: Option<String>,
@@ -73,18 +76,22 @@ impl<'a> Books<'a> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From `watermark - overlap` (or `now - lookback` on the first run) to `now - settle`; `None` when that is empty.
+    /// From `watermark - overlap` (or `now - lookback` on the first run) to `now - settle`, or what of that was asked for;
+    /// `None` when that is empty.
     pub(super) async fn window(&self) -> Result<Option<Window>, Stopped> {
         let (spec, now) = (&self.monitor.spec.source, self.services.clock.now());
         let before = |at: Timestamp, by: crate::util::duration::Human| at.checked_sub(SignedDuration::from_millis(by.millis())).unwrap_or(Timestamp::MIN);
-        let from = match self.order.since {
-            Some(since) => since,
+        let at = |us: i64| Timestamp::from_microsecond(us).unwrap_or(now);
+        let from = match self.order.run.since_us {
+            Some(us) => at(us),
             None => match self.services.store.watermark(&self.monitor.spec.name, &self.monitor.source_key).await? {
-                Some(us) => before(Timestamp::from_microsecond(us).unwrap_or(now), spec.overlap),
+                Some(us) => before(at(us), spec.overlap),
                 None => before(now, spec.lookback),
             },
         };
-        let to = self.order.until.unwrap_or_else(|| before(now, spec.settle));
+        // What is not settled yet would be judged by half, whoever asks.
+        let settled = before(now, spec.settle);
+        let to = self.order.run.until_us.map_or(settled, |us| at(us).min(settled));
         Ok((from < to).then_some(Window { from, to }))
     }
 
@@ -100,18 +107,17 @@ impl<'a> Books<'a> {
         Ok(in_doubt.map(|(_, boost)| boost).max().unwrap_or(1))
     }
 
-    pub(super) async fn record_draw(
-        &self,
-        items: Vec<NewItem>,
-        baseline: Vec<(ItemKey, GivenHash)>,
-        watermark: Option<i64>,
-        complete: bool,
-    ) -> Result<(), Stopped> {
+    pub(super) async fn record_draw(&self, items: Vec<NewItem>, baseline: Vec<Baseline>, watermark: Option<i64>, complete: bool) -> Result<(), Stopped> {
         let at_us = self.services.now_us();
         {
             let mut tally = self.tally();
             for item in &items {
                 tally.counts.add(item.decision, 1);
+                tally.looked_at += 1;
+                if item.decision == Decision::Failed {
+                    tally.unfit += 1;
+                    tally.first_failure.get_or_insert_with(|| item.reason.to_string());
+                }
                 tally.drawn += u64::from(item.decision == Decision::Drawn);
             }
         }
@@ -120,7 +126,7 @@ impl<'a> Books<'a> {
             return Ok(());
         }
         // A run over a window of its own may lie anywhere: only the regular ones move the watermark.
-        let regular = self.order.since.is_none() && self.order.until.is_none();
+        let regular = self.order.run.since_us.is_none() && self.order.run.until_us.is_none();
         if let Some(us) = watermark {
             let lag = Duration::from_micros(u64::try_from(at_us - us).unwrap_or(0));
             telemetry::watermark_lag(&self.monitor.spec.name, lag.as_secs_f64());
@@ -185,7 +191,11 @@ impl<'a> Books<'a> {
     pub(super) fn count(&self, outcome: &ItemOutcome) {
         self.note(&outcome.scores);
         if let Some(end) = &outcome.end {
-            self.tally().counts.add(end.decision, 1);
+            let mut tally = self.tally();
+            tally.counts.add(end.decision, 1);
+            if end.decision == Decision::Failed {
+                tally.first_failure.get_or_insert_with(|| end.reason.clone());
+            }
         }
         self.tell_progress();
     }
@@ -226,7 +236,9 @@ impl<'a> Books<'a> {
         let tally = self.tally();
         let counts = tally.counts;
         let judgements_failed = tally.metrics.values().map(|metric| metric.failed).sum::<u64>();
-        let status = if stopped.is_some() || counts.scored == 0 && (tally.judge_blocked.is_some() || judgements_failed > 0) {
+        // A filter or an extract that fits nothing has switched the monitor off.
+        let all_unfit = tally.looked_at > 0 && tally.unfit == tally.looked_at;
+        let status = if stopped.is_some() || all_unfit || counts.scored == 0 && (tally.judge_blocked.is_some() || judgements_failed > 0) {
             RunStatus::Failed
         } else if counts.failed + counts.deferred > 0 {
             RunStatus::Partial

@@ -9,13 +9,17 @@
 //!
 //! Absent on purpose: YAML, wall clocks (`Services::clock`), waiting for slots.
 
+mod again;
 mod alerts;
 mod books;
+mod candidates;
+mod dedup;
 mod evaluate;
 mod extract;
 mod health;
 mod measure;
 mod monitor;
+mod offers;
 mod publish;
 mod run;
 mod sample;

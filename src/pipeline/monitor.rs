@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::{Context, anyhow};
 use regex::Regex;
 
-use super::{extract::Extract, view::Patterns};
+use super::{again, extract::Extract, view::Patterns};
 use crate::{
     config::{MetricSpec, MonitorSpec},
     connections::Connections,
@@ -40,6 +40,8 @@ pub struct Monitor {
     pub(super) extract: Extract,
     /// Free ones first, those made of others last, else as written.
     pub(super) metrics: Arc<[Judge]>,
+    /// Metrics whose verdict may change where the case does not.
+    pub(super) reading_the_trace: Vec<String>,
     /// The outbox queues that get each score.
     pub(super) queues: Arc<[Queue]>,
     pub(super) about: Arc<About>,
@@ -122,6 +124,7 @@ impl Monitor {
             patterns,
             extract: Extract::new(&spec.extract).map_err(|error| anyhow!("monitor {name}: {error}"))?,
             metrics: metrics.into(),
+            reading_the_trace: again::reading_the_trace(&spec),
             queues: sinks.iter().map(|(name, sink)| Queue { name: name.clone(), wants_item: sink.wants_item() }).collect(),
             about: Arc::new(about(&spec)),
             sinks,

@@ -2,7 +2,11 @@
 //!
 //! The left side is passed on as it comes. The right side of the window, `buffer` further at both ends, is read before
 //! and held as JSON text by its key; where that would be more than [`MOST_BYTES`] the window is halved, so a long one
-//! costs time and not memory.
+//! costs time and not memory. Of what is held an item gets what lies within `buffer` of its own time, so that it gets the
+//! same whichever run's window it lies in.
+
+#[cfg(test)]
+mod tests;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -20,7 +24,7 @@ use crate::{
     util::{
         duration::Human,
         plugin,
-        template::{Expr, Template},
+        template::{Expr, Template, TemplateError},
         yaml::{self, Fault, Node},
     },
 };
@@ -41,7 +45,7 @@ struct JoinFile {
     /// `overlap`. `left`: it is one as it is, with `trace.rights` 0. Default `inner`.
     #[serde(default)]
     how: How,
-    /// How much further than the window the right side is read, at both ends. Default 30m.
+    /// How far a right side's time may lie from the item's, before or after. Default 30m.
     #[serde(default = "buffer")]
     buffer: Human,
     /// Template over `left` and `right` for the item's id, such as `{{ left.thread_ts }}-{{ right.row.id }}`. Default:
@@ -104,13 +108,26 @@ impl SourceConfig for JoinConfig {
             return Err(BuildError::at("on", "`left` and `right` are lists of as many expressions, at least one"));
         }
         let keys = |expressions: &[String]| -> Result<Key, BuildError> {
-            let compiled =
-                expressions.iter().map(|text| Expr::lenient(text).map_err(|error| BuildError::at("on", format!("`{text}` is no expression: {error}"))));
+            let compiled = expressions.iter().map(|text| {
+                // They are fetched for what is joined already.
+                if text.contains("trace.steps") || text.contains("trace.observations") {
+                    return Err(BuildError::at("on", format!("`{text}`: a trace's observations are not known yet when it is joined")));
+                }
+                Expr::lenient(text).map_err(|error| BuildError::at("on", format!("`{text}` is no expression: {error}")))
+            });
             compiled.collect::<Result<_, _>>().map(Key)
         };
         let id = id.as_deref().map(Template::new).transpose().map_err(|error| BuildError::at("id", format!("`id` is no template: {error}")))?;
         let buffer = SignedDuration::from_millis(buffer.millis());
         Ok(Arc::new(Join { left_key: keys(&on.left)?, right_key: keys(&on.right)?, left, right, how: *how, buffer, id, most_bytes: MOST_BYTES }))
+    }
+
+    fn gives_observations(&self) -> bool {
+        self.left.gives_observations()
+    }
+
+    fn gives_sessions(&self) -> bool {
+        self.left.gives_sessions()
     }
 }
 
@@ -132,24 +149,35 @@ struct Key(Vec<Expr>);
 
 impl Key {
     /// What is compared; `None` where a part is missing and so equals nothing.
-    fn of(&self, trace: &Value) -> Option<Vec<String>> {
+    fn of(&self, trace: &Value) -> Result<Option<Vec<String>>, TemplateError> {
         let context = minijinja::context! { trace => minijinja::Value::from(Serde(trace)) };
-        self.0
-            .iter()
-            .map(|part| {
-                let value = part.eval(&context).ok()?;
-                let text = if matches!(value.kind(), ValueKind::Undefined | ValueKind::None) { String::new() } else { value.to_string() };
-                Some(text.trim().to_owned()).filter(|text| !text.is_empty())
-            })
-            .collect()
+        let part = |part: &Expr| {
+            let value = part.eval(&context)?;
+            let text = if matches!(value.kind(), ValueKind::Undefined | ValueKind::None) { String::new() } else { value.to_string() };
+            Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty()))
+        };
+        self.0.iter().map(part).collect()
     }
 }
 
 /// Beside a daemon's other runs this still fits a small machine.
 const MOST_BYTES: usize = 256 << 20;
 
-/// The right side by its key: time and JSON, in order and each once.
-type Index = HashMap<Vec<String>, Vec<(Timestamp, Box<str>)>>;
+/// The right side by its key, in order and each once.
+type Index = HashMap<Vec<String>, Vec<Right>>;
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Right {
+    /// `None` where the source has no time for it: such a one is near to every item, after those with a time.
+    at: Option<Timestamp>,
+    json: Box<str>,
+}
+
+impl Right {
+    fn distance(&self, item: &Fetched) -> SignedDuration {
+        self.at.map_or(SignedDuration::MAX, |at| at.duration_since(item.timestamp).abs())
+    }
+}
 
 #[async_trait]
 impl Source for Join {
@@ -208,11 +236,12 @@ impl Join {
         };
         let (fetched, index) = tokio::join!(fetch, self.gather(received));
         fetched.map_err(|error| on_side("right", error))?;
-        Ok(index)
+        index
     }
 
-    async fn gather(&self, mut received: mpsc::Receiver<Vec<Fetched>>) -> Option<Index> {
+    async fn gather(&self, mut received: mpsc::Receiver<Vec<Fetched>>) -> Result<Option<Index>, SourceError> {
         let (mut index, mut bytes, mut broken) = (Index::new(), 0, 0_u64);
+        let (mut read, mut unfit) = (0_u64, None);
         while let Some(page) = received.recv().await {
             for item in page {
                 let Ok(trace) = item.body else {
@@ -220,24 +249,38 @@ impl Join {
                     continue;
                 };
                 let trace = json!(*trace);
-                let Some(key) = self.right_key.of(&trace) else { continue };
-                let text = trace.to_string().into_boxed_str();
-                bytes += text.len();
-                index.entry(key).or_default().push((item.timestamp, text));
+                let key = match self.right_key.of(&trace) {
+                    Ok(key) => key,
+                    Err(error) => {
+                        broken += 1;
+                        unfit.get_or_insert(error);
+                        continue;
+                    }
+                };
+                read += 1;
+                let Some(key) = key else { continue };
+                let json = trace.to_string().into_boxed_str();
+                bytes += json.len();
+                index.entry(key).or_default().push(Right { at: item.dated.then_some(item.timestamp), json });
             }
             if bytes > self.most_bytes {
-                return None;
+                return Ok(None);
             }
         }
+        // Not silently without a match: an expression that fits nothing would switch the monitor off.
+        if let (Some(error), 0) = (&unfit, read) {
+            return Err(SourceError::Refused(format!("join: on.right: {error}")));
+        }
         if broken > 0 {
-            tracing::warn!(broken, "join: items of the right side that could not be read match nothing");
+            let first = unfit.map(|error| error.to_string()).unwrap_or_default();
+            tracing::warn!(broken, first, "join: items of the right side that could not be read, or have no key, match nothing");
         }
         for rights in index.values_mut() {
             // A source may send an item twice.
             rights.sort_unstable();
             rights.dedup();
         }
-        Some(index)
+        Ok(Some(index))
     }
 
     /// Passes the left side on, with its right side. False when nobody wants more.
@@ -268,13 +311,20 @@ impl Join {
         // What could not be read is recorded as failed, as without a join.
         let Ok(trace) = &item.body else { return Some(item) };
         let left = json!(**trace);
-        let rights = self.left_key.of(&left).and_then(|key| index.get(&key)).map(Vec::as_slice).unwrap_or_default();
-        let nearest = rights.iter().min_by_key(|(at, _)| at.duration_since(item.timestamp).abs());
+        let key = match self.left_key.of(&left) {
+            Ok(key) => key,
+            Err(error) => return Some(Fetched { body: Err(format!("join: on.left: {error}")), ..item }),
+        };
+        let of_its_key = key.and_then(|key| index.get(&key)).map(Vec::as_slice).unwrap_or_default();
+        // An item without a time has none that others could be far from.
+        let near = |right: &&Right| right.at.is_none() || !item.dated || right.distance(&item) <= self.buffer;
+        let rights: Vec<&Right> = of_its_key.iter().filter(near).collect();
+        let nearest = rights.iter().min_by_key(|right| right.distance(&item));
         if nearest.is_none() && self.how == How::Inner {
             return None;
         }
         // What was written as JSON reads back.
-        let right: Option<Value> = nearest.and_then(|(_, text)| serde_json::from_str(text).ok());
+        let right: Option<Value> = nearest.and_then(|right| serde_json::from_str(&right.json).ok());
         let id = match &self.id {
             None => None,
             Some(template) => {
@@ -305,71 +355,5 @@ fn on_side(side: &str, error: SourceError) -> SourceError {
         SourceError::Refused(message) => SourceError::Refused(told(message)),
         SourceError::Unavailable(message) => SourceError::Unavailable(told(message)),
         SourceError::Protocol(message) => SourceError::Protocol(told(message)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::{super::given::Given, *};
-
-    /// Of (seconds, key) each.
-    fn given(items: &[(i64, u8)]) -> Arc<Given> {
-        let item = |(at, (second, key)): (usize, &(i64, u8))| {
-            let timestamp = Timestamp::from_second(*second).unwrap();
-            let trace: Trace = serde_json::from_value(json!({ "id": at.to_string(), "timestamp": timestamp, "key": key })).unwrap();
-            Fetched { id: trace.id.clone(), timestamp, dated: true, body: Ok(Arc::new(trace)) }
-        };
-        Arc::new(Given(items.iter().enumerate().map(item).collect()))
-    }
-
-    const HOUR: i64 = 3600;
-
-    /// (left's id, right's time, how many), in the order they came.
-    fn joined(left: &[(i64, u8)], right: &[(i64, u8)], how: How, most_bytes: usize) -> Result<Vec<(String, Option<i64>, u64)>, SourceError> {
-        let key = || Key(vec![Expr::lenient("trace.key").unwrap()]);
-        let (left, right) = (given(left), given(right));
-        let join = Join { left, right, left_key: key(), right_key: key(), how, buffer: SignedDuration::from_secs(60), id: None, most_bytes };
-        let window = Window { from: Timestamp::UNIX_EPOCH, to: Timestamp::from_second(HOUR).unwrap() };
-        let (pages, mut received) = Pages::channel(1000);
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(join.fetch(window, &pages))?;
-        drop(pages);
-        let mut found = Vec::new();
-        while let Ok(page) = received.try_recv() {
-            for item in page {
-                let trace = item.body.unwrap();
-                let right = trace.extra.get("right").map(|right| right["timestamp"].as_str().unwrap().parse::<Timestamp>().unwrap().as_second());
-                found.push((item.id, right, trace.extra["rights"].as_u64().unwrap()));
-            }
-        }
-        Ok(found)
-    }
-
-    proptest! {
-        #[test]
-        fn each_item_has_the_nearest_of_its_key(mut left in prop::collection::vec((0..HOUR, 0_u8..6), 0..20), right in prop::collection::vec((-90..HOUR + 90, 0_u8..6), 0..20)) {
-            left.sort_unstable();
-            let expected: Vec<_> = left.iter().enumerate().map(|(at, (second, key))| {
-                let same: Vec<i64> = right.iter().filter(|(at, other)| other == key && (-60..HOUR + 60).contains(at)).map(|(at, _)| *at).collect();
-                (at.to_string(), same.iter().map(|at| (at - second).abs()).min(), same.len() as u64)
-            }).collect();
-            let far = |found: Vec<(String, Option<i64>, u64)>| found.into_iter().map(|(id, right, n)| {
-                let second = left[id.parse::<usize>().unwrap()].0;
-                (id, right.map(|right| (right - second).abs()), n)
-            }).collect::<Vec<_>>();
-            prop_assert_eq!(far(joined(&left, &right, How::Left, usize::MAX).unwrap()), expected.clone());
-            let inner: Vec<_> = expected.into_iter().filter(|(.., n)| *n > 0).collect();
-            prop_assert_eq!(far(joined(&left, &right, How::Inner, usize::MAX).unwrap()), inner);
-        }
-    }
-
-    #[test]
-    fn a_right_side_that_is_too_large_is_taken_in_parts_and_nothing_is_lost() {
-        let all: Vec<(i64, u8)> = (0..200).map(|i| (i * 18, u8::try_from(i).unwrap())).collect();
-        let found = joined(&all, &all, How::Inner, 2000).unwrap();
-        assert_eq!(found, all.iter().enumerate().map(|(at, (second, _))| (at.to_string(), Some(*second), 1)).collect::<Vec<_>>());
-        let error = joined(&all, &all, How::Inner, 100).unwrap_err();
-        assert!(matches!(&error, SourceError::Refused(message) if message.contains("right side")), "{error}");
     }
 }

@@ -41,6 +41,16 @@ pub trait SourceConfig: Debug + Send + Sync {
     /// # Errors
     /// What is wrong with the settings, and the key it hangs on.
     fn build(&self, cx: &SourceCx<'_>) -> Result<Arc<dyn Source>, BuildError>;
+
+    /// Whether its traces have observations, which `scope: observation` makes items of.
+    fn gives_observations(&self) -> bool {
+        false
+    }
+
+    /// Whether its traces can tell their sessions, which `scope: session` makes items of.
+    fn gives_sessions(&self) -> bool {
+        true
+    }
 }
 
 /// Schema of a source inside a source: `type` and the kind's own keys, without those that a monitor's `source:` has beside.

@@ -10,6 +10,7 @@ use super::{
     prompts, retention, silences,
     writer::{Reply, Request, Write},
 };
+use crate::model::Decision;
 
 /// Ids of monitors and queues by name, so that the big tables hold small integers.
 #[derive(Debug, Default)]
@@ -73,7 +74,8 @@ pub(super) async fn apply(db: &mut SqliteConnection, names: &mut Names, batch: &
 
 async fn begin_run(db: &mut SqliteConnection, names: &mut Names, run: &RunRow) -> Result<u64, sqlx::Error> {
     let monitor = names.monitor(db, &run.monitor).await?;
-    let sql = "INSERT INTO runs (id, monitor, slot_us, trigger, status, seed, publish, started_us) VALUES ($1, $2, $3, $4, 'running', $5, $6, $7) ON CONFLICT (id) DO NOTHING";
+    let sql = "INSERT INTO runs (id, monitor, slot_us, trigger, status, seed, publish, started_us, since_us, until_us)
+        VALUES ($1, $2, $3, $4, 'running', $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING";
     let done = sqlx::query(sql)
         .bind(&run.id)
         .bind(monitor)
@@ -82,6 +84,8 @@ async fn begin_run(db: &mut SqliteConnection, names: &mut Names, run: &RunRow) -
         .bind(run.seed)
         .bind(run.publish)
         .bind(run.started_us)
+        .bind(run.since_us)
+        .bind(run.until_us)
         .execute(db)
         .await?;
     Ok(done.rows_affected())
@@ -93,9 +97,9 @@ async fn draw(db: &mut SqliteConnection, names: &mut Names, batch: &DrawBatch) -
         insert_items(db, monitor, batch, items).await?;
     }
     if !batch.baseline.is_empty() {
-        let baseline: Vec<_> = batch.baseline.iter().map(|(key, given)| (hex(key.0), hex(given.0))).collect();
-        let sql =
-            "UPDATE items SET given = unhex(base.value ->> 1) FROM json_each($1) AS base WHERE items.key = unhex(base.value ->> 0) AND items.given IS NULL";
+        let baseline: Vec<_> = batch.baseline.iter().map(|known| (hex(known.key.0), hex(known.given.0), known.item_us)).collect();
+        let sql = "UPDATE items SET given = unhex(base.value ->> 1), item_us = base.value ->> 2 FROM json_each($1) AS base
+            WHERE items.key = unhex(base.value ->> 0) AND items.given IS NULL";
         sqlx::query(sql).bind(json(&baseline)?).execute(&mut *db).await?;
     }
     if let Some((source_key, at_us)) = &batch.watermark {
@@ -109,7 +113,7 @@ async fn draw(db: &mut SqliteConnection, names: &mut Names, batch: &DrawBatch) -
     Ok(0)
 }
 
-/// Items that are new or have changed, and what is pending of those that were drawn.
+/// Items that are new, have changed, or failed before the draw and come back; and what is pending of those that wait.
 async fn insert_items(db: &mut SqliteConnection, monitor: i64, batch: &DrawBatch, items: &[NewItem]) -> Result<(), sqlx::Error> {
     let given: Vec<_> = items.iter().filter_map(|item| Some((hex(item.key.0), hex(item.given?.0)))).collect();
     if !given.is_empty() {
@@ -123,7 +127,8 @@ async fn insert_items(db: &mut SqliteConnection, monitor: i64, batch: &DrawBatch
                 WHERE items.given <> unhex(new.value ->> 1))";
         sqlx::query(sql).bind(json(&given)?).execute(&mut *db).await?;
     }
-    let mut sql = QueryBuilder::new("INSERT INTO items (key, monitor, item_id, item_us, decision, reason, run_id, seen_us, decided_us, given) ");
+    let mut sql =
+        QueryBuilder::new("INSERT INTO items (key, monitor, item_id, item_us, decision, reason, run_id, attempts, seen_us, decided_us, given, chosen) ");
     sql.push_values(items, |mut values, item| {
         values
             .push_bind(item.key.0.as_slice())
@@ -133,25 +138,53 @@ async fn insert_items(db: &mut SqliteConnection, monitor: i64, batch: &DrawBatch
             .push_bind(item.decision.as_str())
             .push_bind(&*item.reason)
             .push_bind(&batch.run_id)
+            .push_bind(i64::from(item.decision == Decision::Failed))
             .push_bind(batch.at_us)
             .push_bind(batch.at_us)
-            .push_bind(item.given.as_ref().map(|given| given.0.as_slice()));
+            .push_bind(item.given.as_ref().map(|given| given.0.as_slice()))
+            .push_bind(item.chosen);
     });
     sql.push(
         " ON CONFLICT (key) DO UPDATE SET item_us = excluded.item_us, decision = excluded.decision, reason = excluded.reason, run_id = excluded.run_id,
-            attempts = 0, decided_us = excluded.decided_us, given = excluded.given WHERE items.given <> excluded.given",
+            attempts = CASE WHEN items.given <> excluded.given THEN 0 ELSE items.attempts END + excluded.attempts, decided_us = excluded.decided_us,
+            given = coalesce(excluded.given, items.given), chosen = excluded.chosen
+            WHERE items.given <> excluded.given OR EXISTS (SELECT 1 FROM pending WHERE pending.item = items.id AND pending.state = 'undrawn')",
     );
     if items.iter().any(|item| item.trace.is_some()) {
-        // An item that was there before has its own row, or has been decided.
+        // Any other item that was there before has its own row, or has been decided.
         sql.push(
-            "; INSERT INTO pending (item, monitor, state, item_us, first_us, trace) SELECT items.id, monitor, 'drawn', item_us, decided_us, column2 FROM (",
+            "; INSERT INTO pending (item, monitor, state, item_us, first_us, trace, publish)
+            SELECT items.id, monitor, iif(decision = 'failed', 'undrawn', decision), item_us, decided_us, column3,
+                coalesce((SELECT publish FROM runs WHERE runs.id = items.run_id), 1) FROM (",
         );
         sql.push_values(items.iter().filter_map(|item| Some((item, item.trace.as_deref()?))), |mut values, (item, trace)| {
-            values.push_bind(item.key.0.as_slice()).push_bind(trace);
+            values.push_bind(item.key.0.as_slice()).push_bind(item.decision.as_str()).push_bind(trace);
         });
-        sql.push(") JOIN items ON items.key = column1 WHERE items.decision = 'drawn' ON CONFLICT (item) DO NOTHING");
+        sql.push(
+            ") JOIN items ON items.key = column1 WHERE items.decision = column2
+            ON CONFLICT (item) DO UPDATE SET state = excluded.state, first_us = excluded.first_us WHERE pending.state = 'undrawn'",
+        );
     }
-    sql.build().execute(db).await.map(drop)
+    sql.build().execute(&mut *db).await?;
+    failed_before_the_draw(db, batch, items).await
+}
+
+/// What became of items that failed before the draw: each such failure is an event, and what does not wait any more goes.
+async fn failed_before_the_draw(db: &mut SqliteConnection, batch: &DrawBatch, items: &[NewItem]) -> Result<(), sqlx::Error> {
+    let keys = |chosen: fn(&NewItem) -> bool| items.iter().filter(|item| chosen(item)).map(|item| hex(item.key.0)).collect::<Vec<_>>();
+    let failed = keys(|item| item.decision == Decision::Failed);
+    if !failed.is_empty() {
+        let sql = "INSERT INTO item_events (item, at_us, run_id, decision, reason) SELECT items.id, decided_us, run_id, decision, reason
+            FROM json_each($1) AS failed JOIN items ON items.key = unhex(failed.value) WHERE decision = 'failed' AND run_id = $2 AND decided_us = $3";
+        sqlx::query(sql).bind(json(&failed)?).bind(&batch.run_id).bind(batch.at_us).execute(&mut *db).await?;
+    }
+    let decided = keys(|item| item.undrawn && item.trace.is_none());
+    if !decided.is_empty() {
+        let sql =
+            "DELETE FROM pending WHERE state = 'undrawn' AND item IN (SELECT items.id FROM json_each($1) AS key JOIN items ON items.key = unhex(key.value))";
+        sqlx::query(sql).bind(json(&decided)?).execute(db).await?;
+    }
+    Ok(())
 }
 
 async fn finish_run(db: &mut SqliteConnection, names: &mut Names, run: &FinishedRun) -> Result<u64, sqlx::Error> {
@@ -237,4 +270,84 @@ async fn notice(db: &mut SqliteConnection, id: i64, end: &NoticeEnd) -> Result<u
         }
     };
     Ok(done.rows_affected())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        model::{Decision, ItemKey},
+        store::{DrawBatch, NewItem, RunRow, Stage, Store},
+    };
+
+    const START: (i64, i64) = (i64::MIN, i64::MIN);
+
+    fn item(id: &str, decision: Decision, trace: bool, undrawn: bool) -> NewItem {
+        NewItem {
+            key: ItemKey::new("file:f", "m", id),
+            item_id: id.to_owned(),
+            item_us: 1,
+            decision,
+            reason: "because".into(),
+            trace: trace.then(|| "{}".to_owned()),
+            given: None,
+            chosen: decision == Decision::Drawn && id.starts_with('c'),
+            undrawn,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_failed_before_the_draw_waits_until_it_is_drawn_or_decided() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, writer) = Store::open(folder.path()).await.unwrap();
+        let story = async {
+            let run = |id: &str, publish| RunRow {
+                id: id.to_owned(),
+                monitor: "m".to_owned(),
+                slot_us: 1,
+                trigger: crate::model::Trigger::Manual,
+                seed: 1,
+                publish,
+                started_us: 1,
+                since_us: Some(-5),
+                until_us: None,
+                drawn: false,
+            };
+            let record = async |run: &str, at_us, items| {
+                let batch = DrawBatch { monitor: "m".to_owned(), run_id: run.to_owned(), at_us, items, baseline: Vec::new(), watermark: None, complete: false };
+                store.record_draw(batch).await.unwrap();
+            };
+            let waiting = async |stage, publish| {
+                let rows = store.pending("m", stage, publish, START, 9).await.unwrap();
+                rows.into_iter().map(|(row, _)| (row.item_id, row.attempts)).collect::<Vec<_>>()
+            };
+            let named = |rows: &[(&str, u32)]| rows.iter().map(|(id, attempts)| ((*id).to_owned(), *attempts)).collect::<Vec<_>>();
+            store.begin_run(run("quiet", false)).await.unwrap();
+            store.begin_run(run("loud", true)).await.unwrap();
+            assert_eq!(store.open_runs().await.unwrap().iter().map(|run| (run.since_us, run.until_us)).collect::<Vec<_>>(), [(Some(-5), None); 2]);
+
+            record("quiet", 1, vec![item("a", Decision::Failed, true, false)]).await;
+            record("loud", 1, ["b", "c", "d"].map(|id| item(id, Decision::Failed, true, false)).to_vec()).await;
+            record("loud", 1, vec![item("e", Decision::Failed, false, false)]).await;
+            assert_eq!(waiting(Stage::Undrawn, true).await, named(&[("a", 1), ("b", 1), ("c", 1), ("d", 1)]), "without its trace one is final");
+            assert_eq!(waiting(Stage::Undrawn, false).await, named(&[("a", 1)]), "the others are to be published");
+
+            // One is drawn, one for the asking, one fails for good, one is left out.
+            record("loud", 2, vec![item("a", Decision::Drawn, true, true), item("c", Decision::Drawn, true, true)]).await;
+            record("loud", 2, vec![item("b", Decision::Failed, false, true), item("d", Decision::Filtered, false, true)]).await;
+            assert_eq!(waiting(Stage::Undrawn, true).await, []);
+            assert_eq!(waiting(Stage::Drawn, true).await, named(&[("a", 1), ("c", 1)]), "a failure before the draw is an attempt");
+            assert_eq!(waiting(Stage::Drawn, false).await, named(&[("a", 1)]), "as its first run was asked to");
+            let chosen: Vec<String> = sqlx::query_scalar("SELECT item_id FROM items WHERE chosen").fetch_all(&store.read).await.unwrap();
+            assert_eq!(chosen, ["c"]);
+            let life = async |id: &str| store.item_life("m", id).await.unwrap().pop().unwrap();
+            let (b, d) = (life("b").await, life("d").await);
+            assert_eq!((b.decision.as_str(), b.attempts, b.events.len()), ("failed", 2, 2));
+            assert_eq!((d.decision.as_str(), d.attempts, d.events.len()), ("filtered", 1, 1));
+            // What waits in another way stays as it is.
+            record("loud", 3, vec![item("a", Decision::Filtered, false, false)]).await;
+            assert_eq!(life("a").await.decision, "drawn");
+            store.close().await.unwrap();
+        };
+        tokio::join!(story, writer.run());
+    }
 }

@@ -45,8 +45,8 @@ pub use retention::Retention;
 pub use secrets::{SecretsError, change_secrets, read_secrets};
 pub use silences::SilenceRow;
 pub use types::{
-    AlertRow, DrawBatch, Due, DueNotice, Failure, Fate, FinishedRun, ItemEnd, ItemOutcome, NewItem, NewNotice, NewScore, NoticeEnd, Pending, Queue, RunRow,
-    SentBatch,
+    AlertRow, Baseline, DrawBatch, Due, DueNotice, Failure, Fate, FinishedRun, ItemEnd, ItemOutcome, Known, NewItem, NewNotice, NewScore, NoticeEnd, Pending,
+    Queue, RunRow, SentBatch, Stage,
 };
 pub use writer::Writer;
 use writer::{Reply, Request, Write};

@@ -42,7 +42,8 @@ pub(super) async fn write(db: &mut SqliteConnection, names: &mut Names, outcomes
         // A body that nothing waits for would stay until retention finds it.
         let scored = outcome.scores.iter().any(|score| matches!(score.outcome, Outcome::Scored { .. }));
         if let Some((key, body)) = outcome.body.as_ref().filter(|_| scored) {
-            let sql = "INSERT INTO bodies (key, body) SELECT $1, $2 FROM items WHERE key = $3 ON CONFLICT (key) DO NOTHING";
+            let sql = "INSERT INTO bodies (key, body) SELECT $1, $2 FROM items WHERE key = $3
+                AND NOT EXISTS (SELECT 1 FROM pending WHERE pending.item = items.id AND pending.publish = 0) ON CONFLICT (key) DO NOTHING";
             sqlx::query(sql).bind(key.0.as_slice()).bind(body).bind(outcome.key.0.as_slice()).execute(&mut *db).await?;
         }
     }
@@ -103,7 +104,8 @@ async fn insert_scores(db: &mut SqliteConnection, rows: &[(i64, &ItemOutcome, &N
     sql.build().execute(db).await.map(drop)
 }
 
-/// Queues the scores (queue, `score_id`, the body's key) and decides the items.
+/// Queues the scores (queue, `score_id`, the body's key), unless their item was drawn to be published nowhere, and decides
+/// the items.
 async fn end(db: &mut SqliteConnection, outcomes: &[&ItemOutcome], queued: &[(i64, &str, Option<String>)]) -> Result<(), sqlx::Error> {
     // key, decision, reason, run, when, attempts used up, comes back, is an event
     let ended: Vec<_> = outcomes
@@ -116,7 +118,7 @@ async fn end(db: &mut SqliteConnection, outcomes: &[&ItemOutcome], queued: &[(i6
         .collect();
     let sql = "INSERT INTO outbox (queue, score, body) SELECT queued.value ->> 0, scores.id, (SELECT id FROM bodies WHERE key = unhex(queued.value ->> 2))
             FROM json_each($1) AS queued JOIN scores ON scores.score_id = queued.value ->> 1
-            WHERE true ON CONFLICT (score, queue) DO NOTHING;
+            WHERE NOT EXISTS (SELECT 1 FROM pending WHERE pending.item = scores.item AND pending.publish = 0) ON CONFLICT (score, queue) DO NOTHING;
         UPDATE items SET decision = ended.value ->> 1, reason = ended.value ->> 2, run_id = ended.value ->> 3, decided_us = ended.value ->> 4,
             attempts = attempts + (ended.value ->> 5) FROM json_each($2) AS ended WHERE items.key = unhex(ended.value ->> 0);
         UPDATE pending SET state = ended.value ->> 1 FROM json_each($2) AS ended JOIN items ON items.key = unhex(ended.value ->> 0)
@@ -138,7 +140,7 @@ mod tests {
 
     use crate::{
         model::{About, BodyKey, Case, Decision, Item, ItemKey, Outcome, Usage},
-        store::{DrawBatch, Fate, ItemEnd, ItemOutcome, NewItem, NewScore, Queue, SentBatch, Store},
+        store::{DrawBatch, Fate, ItemEnd, ItemOutcome, NewItem, NewScore, Queue, SentBatch, Stage, Store},
     };
 
     const ITEMS: usize = 45;
@@ -163,6 +165,8 @@ mod tests {
             reason: "drawn".into(),
             trace: Some(format!("{{\"n\": {n}}}")),
             given: None,
+            chosen: false,
+            undrawn: false,
         }
     }
 
@@ -223,7 +227,7 @@ mod tests {
             store.record_draw(batch((0..ITEMS).map(drawn).collect())).await.unwrap();
 
             assert_eq!(store.published("run").await.unwrap(), [("one".to_owned(), 0, 15), ("two".to_owned(), 0, 15)]);
-            let waiting = store.pending("m", (i64::MIN, i64::MIN), 100, true).await.unwrap();
+            let waiting = store.pending("m", Stage::Judged, true, (i64::MIN, i64::MIN), 100).await.unwrap();
             assert_eq!(
                 waiting.iter().map(|(row, _)| (row.key, row.attempts)).collect::<Vec<_>>(),
                 (2..ITEMS).step_by(3).map(|n| (key(n), 2)).collect::<Vec<_>>()

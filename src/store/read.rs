@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use sqlx::{Row, sqlite::SqliteRow};
 
-use super::{Due, Pending, RunRow, Store};
+use super::{Due, Known, Pending, RunRow, Stage, Store};
 use crate::{
     model::{GivenHash, ItemKey, RunReport, Score},
     sinks::Delivery,
@@ -105,6 +105,8 @@ fn run(row: &SqliteRow) -> Result<RunRow> {
         seed: row.try_get("seed")?,
         publish: row.try_get("publish")?,
         started_us: row.try_get("started_us")?,
+        since_us: row.try_get("since_us")?,
+        until_us: row.try_get("until_us")?,
         drawn: row.try_get("drawn")?,
     })
 }
@@ -117,11 +119,11 @@ pub(super) fn sql(text: String) -> sqlx::AssertSqlSafe<String> {
 }
 
 impl Store {
-    /// Those of `keys` that the ledger knows, with the hash of what their source gave, where it is kept.
+    /// Those of `keys` that the ledger knows.
     ///
     /// # Errors
     /// The database's.
-    pub async fn known(&self, keys: &[ItemKey]) -> Result<HashMap<ItemKey, Option<GivenHash>>> {
+    pub async fn known(&self, keys: &[ItemKey]) -> Result<HashMap<ItemKey, Known>> {
         let mut known = HashMap::with_capacity(keys.len());
         for chunk in keys.chunks(LOOKUP) {
             let mut list = String::with_capacity(chunk.len() * 35 + 2);
@@ -135,10 +137,12 @@ impl Store {
                 list.push('"');
             }
             list.push(']');
-            let rows: Vec<(Vec<u8>, Option<Vec<u8>>)> =
-                sqlx::query_as("SELECT key, given FROM items WHERE key IN (SELECT unhex(value) FROM json_each($1))").bind(list).fetch_all(&self.read).await?;
-            let sound =
-                |(key, given): (Vec<u8>, Option<Vec<u8>>)| Some((ItemKey(key.try_into().ok()?), given.and_then(|given| given.try_into().ok()).map(GivenHash)));
+            let text = "SELECT key, given, item_us FROM items WHERE key IN (SELECT unhex(value) FROM json_each($1))";
+            let rows: Vec<(Vec<u8>, Option<Vec<u8>>, i64)> = sqlx::query_as(text).bind(list).fetch_all(&self.read).await?;
+            let sound = |(key, given, item_us): (Vec<u8>, Option<Vec<u8>>, i64)| {
+                let given = given.and_then(|given| given.try_into().ok()).map(GivenHash);
+                Some((ItemKey(key.try_into().ok()?), Known { given, item_us }))
+            };
             known.extend(rows.into_iter().filter_map(sound));
         }
         Ok(known)
@@ -203,17 +207,22 @@ impl Store {
         Ok((row.try_get("first")?, row.try_get("last")?))
     }
 
-    /// Items of a monitor that were drawn and are not decided, in one of `states`, oldest first.
+    /// Items of a monitor that wait at a stage, oldest first; without `publish` only those whose scores nobody is sent.
     ///
     /// # Errors
     /// The database's.
-    pub async fn pending(&self, monitor: &str, after: (i64, i64), limit: u32, retries: bool) -> Result<Vec<(Pending, (i64, i64))>> {
-        let states = if retries { "p.state <> 'drawn'" } else { "p.state = 'drawn'" };
+    pub async fn pending(&self, monitor: &str, stage: Stage, publish: bool, after: (i64, i64), limit: u32) -> Result<Vec<(Pending, (i64, i64))>> {
+        let states = match stage {
+            Stage::Undrawn => "p.state = 'undrawn'",
+            Stage::Drawn => "p.state = 'drawn'",
+            Stage::Judged => "p.state IN ('failed', 'deferred')",
+        };
         let text = format!(
             "SELECT p.item, i.key, i.item_id, p.item_us, p.first_us, i.attempts, p.state, p.trace FROM pending p JOIN items i ON i.id = p.item
-             WHERE p.monitor = {MONITOR} AND {states} AND (p.item_us, p.item) > ($2, $3) ORDER BY p.item_us, p.item LIMIT $4"
+             WHERE p.monitor = {MONITOR} AND {states} AND ($5 OR p.publish = 0) AND (p.item_us, p.item) > ($2, $3)
+             ORDER BY p.item_us, p.item LIMIT $4"
         );
-        let rows = sqlx::query(sql(text)).bind(monitor).bind(after.0).bind(after.1).bind(limit).fetch_all(&self.read).await?;
+        let rows = sqlx::query(sql(text)).bind(monitor).bind(after.0).bind(after.1).bind(limit).bind(publish).fetch_all(&self.read).await?;
         rows.iter()
             .map(|row| {
                 let key: Vec<u8> = row.try_get("key")?;

@@ -14,6 +14,10 @@ pub struct RunRow {
     /// False for `--no-publish`.
     pub publish: bool,
     pub started_us: i64,
+    /// Overrides the watermark; such a run moves none.
+    pub since_us: Option<i64>,
+    /// No further than this; such a run moves no watermark either.
+    pub until_us: Option<i64>,
     /// The whole draw is stored.
     pub drawn: bool,
 }
@@ -26,11 +30,27 @@ pub struct DrawBatch {
     pub at_us: i64,
     pub items: Vec<NewItem>,
     /// Items that were known without their content's hash: what a change is seen against from now on.
-    pub baseline: Vec<(ItemKey, GivenHash)>,
+    pub baseline: Vec<Baseline>,
     /// (source_key, the newest timestamp up to which everything is decided).
     pub watermark: Option<(String, i64)>,
     /// This was the last batch of the run's draw.
     pub complete: bool,
+}
+
+/// What an item was when it was last looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Baseline {
+    pub key: ItemKey,
+    pub given: GivenHash,
+    pub item_us: i64,
+}
+
+/// What the ledger has of an item that a source gives once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// Of what the source gave, where it is kept.
+    pub given: Option<GivenHash>,
+    pub item_us: i64,
 }
 
 #[derive(Debug, Clone)]
@@ -40,10 +60,14 @@ pub struct NewItem {
     pub item_us: i64,
     pub decision: Decision,
     pub reason: Arc<str>,
-    /// The trace as JSON, for a drawn item.
+    /// The trace as JSON, for an item that waits: drawn, or failed before it could be and to be tried again.
     pub trace: Option<String>,
     /// Of what the source gave, where a change of it matters. An item that is known by another is drawn anew.
     pub given: Option<GivenHash>,
+    /// Drawn because it was asked for, not by chance.
+    pub chosen: bool,
+    /// It has waited since an earlier run, in which it failed before the draw.
+    pub undrawn: bool,
 }
 
 /// What came of judging one item by some of its metrics.
@@ -97,16 +121,27 @@ pub struct ItemEnd {
     pub counts: bool,
 }
 
-/// An item that was drawn and not finally decided.
+/// How far an item that waits has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It failed before the draw.
+    Undrawn,
+    /// Drawn and not judged yet.
+    Drawn,
+    /// Judged, without a final decision: it failed or was deferred.
+    Judged,
+}
+
+/// An item that was not finally decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pending {
     pub key: ItemKey,
     pub item_id: String,
     pub item_us: i64,
-    /// When the item was drawn.
+    /// When the item was drawn, or failed before that.
     pub first_us: i64,
     pub attempts: u32,
-    /// drawn | deferred | failed
+    /// undrawn | drawn | deferred | failed
     pub state: String,
     pub trace: String,
 }

@@ -60,16 +60,16 @@ async fn an_item_has_the_nearest_of_its_right_sides() {
     let site = Site::new().await;
     site.write("left.jsonl", lines(&[left("a", 1, 60), left("b", 2, 50), left("c", 3, 40)]));
     let other = with(right(3, 0.9, 40), json!({ "lang": "de" }));
-    // Text and number are the same key; a row before the window is within the buffer.
+    // Text and number are the same key.
     site.write(
         "right.jsonl",
-        lines(&[right(1, 0.2, 90), right(1, 0.7, 61), right(1, 0.3, 30), right(2, 0.5, 24 * 60 + 20), right(2, 0.4, 24 * 60 + 60), other]),
+        lines(&[right(1, 0.2, 89), right(1, 0.7, 61), right(1, 0.3, 32), right(1, 0.9, 95), right(2, 0.5, 30), right(2, 0.4, 10), other]),
     );
     site.monitor("m", &joined(json!({})));
     let report = site.once("m").await;
     assert_eq!((count(&report, "fetched"), count(&report, "scored")), (2, 2), "{report}");
     assert_eq!(values(&site, "m", "label").await, [("a".to_owned(), 0.7), ("b".to_owned(), 0.5)]);
-    assert_eq!(values(&site, "m", "rights").await, [("a".to_owned(), 0.3), ("b".to_owned(), 0.1)], "one lies before the buffer");
+    assert_eq!(values(&site, "m", "rights").await, [("a".to_owned(), 0.3), ("b".to_owned(), 0.1)], "others lie outside of the buffer");
 }
 
 #[tokio::test]
@@ -109,8 +109,24 @@ async fn an_id_of_ones_own_is_the_items() {
     assert_eq!(site.scored_items("m", "label").await, ["a/1", "b/2"]);
     assert_eq!(count(&site.once("m").await, "duplicate"), 2);
     site.monitor("n", &joined(json!({ "source": { "id": "{{ right.nothing }}" } })));
-    let report = site.once("n").await;
+    let report = site.once_with("n", &[], 1).await;
     assert_eq!((count(&report, "failed"), count(&report, "scored")), (2, 0), "{report}");
+    assert!(report["error"].as_str().unwrap().starts_with("join: id: "), "{report}");
+}
+
+#[tokio::test]
+async fn an_expression_that_fits_no_side_is_no_key_that_is_missing() {
+    let site = Site::new().await;
+    site.write("left.jsonl", lines(&[left("a", 1, 20), left("b", 2, 10)]));
+    site.write("right.jsonl", lines(&[right(1, 0.4, 21), right(2, 0.5, 9)]));
+    for (name, on, words) in [
+        ("left", json!({ "left": ["trace.ticket | trimm"], "right": ["trace.number"] }), "join: on.left: "),
+        ("right", json!({ "left": ["trace.ticket"], "right": ["trace.number | trimm"] }), "join: on.right: "),
+    ] {
+        site.monitor(name, &joined(json!({ "source": { "on": on } })));
+        let report = site.once_with(name, &[], 1).await;
+        assert!(report["error"].as_str().unwrap().contains(words), "{report}");
+    }
 }
 
 #[tokio::test]
@@ -181,6 +197,7 @@ async fn faults_of_a_source_inside_are_told_with_their_place() {
         ("  left: { type: file, path: b }\n  right:\n    type: filo\n  on: { left: [trace.id], right: [trace.id] }".to_owned(), 6, "did you mean `file`?"),
         (format!("{sound}  on: {{ left: [trace.id], right: [] }}"), 6, "as many expressions"),
         (format!("{sound}  on: {{ left: [trace.], right: [trace.id] }}"), 6, "is no expression"),
+        (format!("{sound}  on: {{ left: [trace.steps.a.output], right: [trace.id] }}"), 6, "observations are not known yet"),
         (format!("{sound}  on: {{ left: [trace.id], right: [trace.id] }}\n  how: outer"), 7, "`inner`, `left`"),
         (format!("{sound}  on: {{ left: [trace.id], right: [trace.id] }}\n  id: '{{{{ left. }}}}'"), 7, "is no template"),
     ] {

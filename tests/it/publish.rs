@@ -37,6 +37,54 @@ async fn without_publishing_scores_are_kept_and_never_sent_later() {
 }
 
 #[tokio::test]
+async fn what_waits_is_published_as_its_own_run_was_asked_to() {
+    for (first, between, posts) in [(&[][..], &["--no-publish"][..], 4), (&["--no-publish"], &[], 0)] {
+        let site = Site::new().await;
+        site.world.langfuse.add_some(4);
+        site.world.llm.faults.always(Some(Fault::Status(401)));
+        site.monitor("m", &langfuse());
+        assert_eq!(count(&site.once_with("m", first, 1).await, "deferred"), 4);
+        site.world.llm.faults.always(None);
+        let report = site.once_with("m", between, 0).await;
+        assert_eq!(count(&report, "scored"), 4 - posts, "a run that publishes nothing leaves alone what is to be published: {report}");
+        site.once("m").await;
+        assert_eq!((site.export(&[]).await.len(), site.world.langfuse.posts().len() as u64), (4, posts), "{first:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_interrupted_run_goes_on_with_its_own_window_and_publishes_as_it_was_asked_to() {
+    let site = Site::new().await;
+    let minutes = jiff::SignedDuration::from_mins;
+    let middle = (jiff::Timestamp::now() - minutes(60)).to_string();
+    // More than are drawn ahead of the judges.
+    site.world.langfuse.add_many("old", 450, minutes(120), minutes(59));
+    site.world.langfuse.add_many("new", 5, minutes(50), minutes(40));
+    site.world.llm.faults.latency(std::time::Duration::from_secs(60));
+    site.monitor("m", &langfuse());
+    let once = site.spawn(&["once", "m", "--until", &middle, "--no-publish"]);
+    site.until("a call", |world| world.llm.in_flight() > 0).await;
+    once.kill9().await;
+    site.world.llm.faults.latency(std::time::Duration::ZERO);
+    site.once("m").await;
+    let mut posts: Vec<String> = site.world.langfuse.posts().into_iter().map(|post| post.trace_id).collect();
+    posts.sort();
+    assert_eq!(posts, (0..5).map(|n| format!("new{n:04}")).collect::<Vec<_>>());
+    assert_eq!(site.scored_items("m", "helpful").await.len(), 455);
+}
+
+#[tokio::test]
+async fn no_end_that_is_asked_for_reaches_what_has_not_settled() {
+    let site = Site::new().await;
+    site.world.langfuse.add(NewTrace::new("old", jiff::Timestamp::now() - jiff::SignedDuration::from_mins(9)));
+    site.world.langfuse.add(NewTrace::new("young", jiff::Timestamp::now() - jiff::SignedDuration::from_secs(9)));
+    site.monitor("m", &with(langfuse(), json!({ "source": { "settle": "5m" }, "metrics": [short()] })));
+    let until = (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1)).to_string();
+    site.once_with("m", &["--until", &until], 0).await;
+    assert_eq!(site.scored_items("m", "short").await, ["old"]);
+}
+
+#[tokio::test]
 async fn a_line_for_each_score_is_appended() {
     let site = Site::new().await;
     site.world.langfuse.add_some(6);

@@ -253,6 +253,83 @@ async fn a_change_in_nothing_that_is_judged_is_not_paid_for() {
     assert_eq!(count(&site.once("m").await, "duplicate"), 1);
 }
 
+fn changing(metrics: Value) -> Value {
+    json!({
+        "schedule": { "every": "1h" },
+        "source": { "type": "file", "path": "items.jsonl", "settle": "0s", "overlap": "2h", "rejudge": "on_change" },
+        "metrics": metrics,
+        "publish": [{ "type": "jsonl", "path": "scores.jsonl" }],
+    })
+}
+
+fn line(id: &str, minutes: i64, note: &str) -> String {
+    json!({ "id": id, "timestamp": ago(minutes).to_string(), "input": format!("[[item:{id}]] q"), "output": "fine", "note": note }).to_string() + "\n"
+}
+
+#[tokio::test]
+async fn of_what_comes_twice_under_one_id_the_newest_counts() {
+    let site = Site::new().await;
+    let second = json!({ "name": "second", "type": "expression", "value": "trace.note in ['second', 'fourth']" });
+    let values = async || site.export(&[]).await.iter().filter(|row| row["item_id"] == "a").map(|row| row["value"].as_f64().unwrap()).collect::<Vec<_>>();
+    // On one page.
+    site.write("items.jsonl", line("a", 40, "first") + &line("a", 30, "second"));
+    site.monitor("m", &changing(json!([second])));
+    let report = site.once("m").await;
+    assert_eq!((count(&report, "scored"), count(&report, "duplicate")), (1, 1), "{report}");
+    assert_eq!(values().await, [1.0]);
+    assert_eq!(count(&site.once("m").await, "scored"), 0);
+    // Pages apart: judged as both, and then no more.
+    let between: String = (0..600).map(|n| line(&format!("b{n}"), 20, "")).collect();
+    site.write("items.jsonl", line("a", 25, "third") + &between + &line("a", 10, "fourth"));
+    for scored in [601, 1, 0, 0] {
+        let report = site.once("m").await;
+        assert_eq!(count(&report, "scored"), scored, "{report}");
+    }
+    assert_eq!(values().await, [1.0, 0.0, 1.0]);
+}
+
+#[tokio::test]
+async fn a_metric_that_reads_more_than_the_case_judges_what_changed_there() {
+    let site = Site::new().await;
+    let reads = with(judge(), json!({ "name": "reads", "prompt": "[[item:reads]] {{ output }} {{ trace.note }}" }));
+    let metrics = json!([judge(), reads, { "name": "both", "type": "composite", "parts": { "helpful": 1, "reads": 1 } }]);
+    site.monitor("m", &changing(metrics));
+    site.world.llm.verdict(|prompt| f64::from(u8::from(prompt.contains("good note"))));
+    for (note, prompts, reads, both) in [("bad note", 2, 0.0, 0.0), ("good note", 3, 1.0, 0.5), ("good note", 3, 1.0, 0.5), ("bad note", 3, 1.0, 0.5)] {
+        site.write("items.jsonl", line("a", 30, note));
+        site.once("m").await;
+        assert_eq!(site.world.llm.prompts().len(), prompts, "{note}: what is known of the same content is not paid again");
+        let rows = site.export(&[]).await;
+        let last = |metric: &str| rows.iter().rfind(|row| row["metric"] == metric).unwrap()["value"].as_f64().unwrap();
+        assert_eq!((last("helpful"), last("reads"), last("both")), (0.0, reads, both), "{note}: the newest verdicts");
+    }
+    let delivered = std::fs::read_to_string(site.path("scores.jsonl")).unwrap();
+    assert_eq!(delivered.lines().count(), 3 + 2, "{delivered}");
+}
+
+#[tokio::test]
+async fn a_scope_that_a_source_has_no_items_for_is_told_with_its_place() {
+    let site = Site::new().await;
+    let where_ = "\n  where: observation.name == 'a'";
+    for (source, words) in [
+        ("slack\n  scope: session\n  channels: [C1]".to_owned(), "type `slack` gives no sessions"),
+        (format!("slack\n  scope: observation\n  channels: [C1]{where_}"), "type `slack` gives no observations"),
+        (format!("file\n  scope: observation\n  path: a.jsonl{where_}"), "type `file` gives no observations"),
+        (format!("sql\n  scope: observation\n  path: a.db\n  query: SELECT 1 WHERE :since < :until{where_}"), "type `sql` gives no observations"),
+        (
+            "join\n  scope: session\n  left: { type: slack, channels: [C1] }\n  right: { type: file, path: b }\n  on: { left: [trace.id], right: [trace.id] }"
+                .to_owned(),
+            "type `join` gives no sessions",
+        ),
+    ] {
+        site.write("monitors/m.yaml", format!("schedule: {{ every: 1h }}\nsource:\n  type: {source}\nmetrics: [{{ name: short, type: length, max: 9 }}]\n"));
+        let said = site.run(&["validate"]).await.expect(1).said();
+        assert!(said.contains(words) && said.contains("m.yaml:4:"), "{source}: {said}");
+    }
+    site.monitor("m", &changing(json!([short()])));
+    site.run(&["validate"]).await.expect(0);
+}
+
 #[tokio::test]
 async fn scopes_that_cannot_work_are_told_with_their_place() {
     let site = Site::new().await;

@@ -132,8 +132,8 @@ async fn many_pages_of_history_and_replies_lose_nothing() {
     let parts: Vec<(&str, i64, &str)> =
         std::iter::once(("U1", 0, "tell me")).chain(long.iter().enumerate().map(|(i, part)| (BOT, i as i64 + 1, part.as_str()))).collect();
     all.push(format!("slack-C1-{}", history.thread("C1", ago(90), &parts)));
-    // A bot that nobody answered.
-    all.push(format!("slack-C1-{}", history.thread("C1", ago(80), &[(BOT, 0, "By the way")])));
+    // A bot that nobody answered: no item yet.
+    history.thread("C1", ago(80), &[(BOT, 0, "By the way")]);
     history.page(5);
     let whole = json!({ "name": "whole", "type": "expression", "value": "trace.conversation | length == 18 or trace.conversation | length == 3" });
     let source = json!({ "channels": ["C1", "C2", "C1"] });
@@ -143,7 +143,7 @@ async fn many_pages_of_history_and_replies_lose_nothing() {
     all.sort();
     assert_eq!(site.scored_items("m", "short").await, all);
     let values: f64 = site.export(&[]).await.iter().filter(|row| row["metric"] == "whole").map(|row| row["value"].as_f64().unwrap()).sum();
-    assert_eq!(values, all.len() as f64 - 1.0, "all threads came whole");
+    assert_eq!(values, all.len() as f64, "all threads came whole");
     assert!(history.calls("conversations.history").len() > 5);
 }
 
@@ -251,16 +251,15 @@ async fn filters_decide_which_threads_are_items() {
     let site = Site::new().await;
     let history = &site.world.slack.history;
     let by_bot = history.thread("C1", ago(60), &[(BOT, 0, "Shall I?"), ("U1", 5, "please"), ("U3", 6, "secret: 42"), ("B7:Prometheus", 8, "alert")]);
-    let unanswered = history.thread("C1", ago(55), &[(BOT, 0, "Anybody?"), (BOT, 5, "Hello?")]);
+    history.thread("C1", ago(55), &[(BOT, 0, "Anybody?"), (BOT, 5, "Hello?")]);
     let by_user = history.thread("C1", ago(50), &[("U1", 0, "Can you?"), (BOT, 5, "I can")]);
     let id = |parent: &str| format!("slack-C1-{parent}");
     for (name, settings, kept) in [
-        ("all", json!({}), vec![&by_bot, &unanswered, &by_user]),
-        ("first", json!({ "drop_if_first_is_user": true }), vec![&by_bot, &unanswered]),
-        ("ai", json!({ "drop_if_all_ai": true }), vec![&by_bot, &by_user]),
+        ("all", json!({}), vec![&by_bot, &by_user]),
+        ("first", json!({ "drop_if_first_is_user": true }), vec![&by_bot]),
         ("sender", json!({ "filter_sender": "jane", "member_names": { "U1": "Jane" } }), vec![&by_user]),
-        ("excluded", json!({ "exclude_senders": ["U1"], "drop_if_all_ai": true }), vec![&by_bot]),
-        ("regex", json!({ "drop_message_regexes": ["^Can", "^secret"], "drop_if_all_ai": true }), vec![&by_bot]),
+        ("excluded", json!({ "exclude_senders": ["U1"] }), vec![&by_bot]),
+        ("regex", json!({ "drop_message_regexes": ["^Can", "^secret"] }), vec![&by_bot]),
     ] {
         let turns = json!({ "name": "clean", "type": "expression", "value": "'secret' not in (trace.conversation | string)" });
         site.monitor(name, &slack(json!({ "source": settings, "extract": { "input": "" }, "metrics": [short(), turns] })));
@@ -286,6 +285,18 @@ async fn the_daemon_judges_a_thread_when_its_answer_comes() {
     history.say("C1", json!({ "ts": ts(Timestamp::now(), 0), "thread_ts": parent, "bot_id": "B1", "bot_profile": { "name": "Support Bot" }, "text": "I am" }));
     site.wait("the thread's verdict", async || site.metric("assayd_scores_total", &[("monitor", "m")]).await >= 1.0).await;
     assert_eq!(daemon.stop().await, Some(0));
+    assert_eq!(site.scored_items("m", "short").await, [format!("slack-C1-{parent}")]);
+}
+
+#[tokio::test]
+async fn a_thread_that_the_assistant_opens_is_judged_when_a_person_has_answered() {
+    let site = Site::new().await;
+    let history = &site.world.slack.history;
+    let parent = history.thread("C1", ago(60), &[(BOT, 0, "Shall I restart it?"), (BOT, 5, "It is down.")]);
+    site.monitor("m", &slack(json!({})));
+    assert_eq!(count(&site.once("m").await, "fetched"), 0);
+    history.say("C1", json!({ "ts": ts(ago(30), 0), "thread_ts": parent, "user": "U1", "text": "please" }));
+    assert_eq!(count(&site.once("m").await, "scored"), 1);
     assert_eq!(site.scored_items("m", "short").await, [format!("slack-C1-{parent}")]);
 }
 

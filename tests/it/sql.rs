@@ -113,6 +113,41 @@ async fn a_row_that_lacks_a_required_column_is_an_item_that_failed() {
 }
 
 #[tokio::test]
+async fn a_column_that_no_row_has_fails_the_run_and_no_item() {
+    let Some(postgres) = Postgres::start().await else { return };
+    postgres.run(&format!("{TABLE}; {}", insert(1, 3, "1 minute"))).await;
+    let site = site(&postgres).await;
+    site.monitor("m", &with(monitor(), json!({ "source": { "required": ["outptu"] } })));
+    let report = site.once_with("m", &[], 1).await;
+    assert!(report["error"].as_str().unwrap().contains("no column `outptu` (`required`); did you mean `output`?"), "{report}");
+    site.monitor("m", &with(monitor(), json!({ "source": { "required": ["output"] } })));
+    assert_eq!(site.once("m").await["counts"]["scored"], 3);
+}
+
+#[tokio::test]
+async fn two_columns_of_one_name_are_refused() {
+    let Some(postgres) = Postgres::start().await else { return };
+    postgres.run(&format!("{TABLE}; {}", insert(1, 3, "1 minute"))).await;
+    let site = site(&postgres).await;
+    let query = "SELECT a.*, b.id FROM answers a JOIN answers b ON b.id = 4 - a.id WHERE a.created_at >= :since AND a.created_at < :until";
+    site.monitor("m", &with(monitor(), json!({ "source": { "query": query } })));
+    let report = site.once_with("m", &[], 1).await;
+    assert!(report["error"].as_str().unwrap().contains("column `id` twice: name them"), "{report}");
+}
+
+#[tokio::test]
+async fn a_row_that_could_not_be_read_is_judged_when_it_changed_so_that_it_can() {
+    let Some(postgres) = Postgres::start().await else { return };
+    postgres.run(&format!("{TABLE}; {}; UPDATE answers SET output = NULL WHERE id = 2", insert(1, 3, "1 minute"))).await;
+    let site = site(&postgres).await;
+    site.monitor("m", &with(monitor(), json!({ "source": { "required": ["output"], "rejudge": "on_change" } })));
+    assert_eq!(site.once("m").await["counts"]["scored"], 2);
+    assert_eq!(site.once("m").await["counts"]["duplicate"], 3);
+    postgres.run("UPDATE answers SET output = 'Answer' WHERE id = 2").await;
+    assert_eq!(site.once("m").await["counts"]["scored"], 1);
+}
+
+#[tokio::test]
 async fn a_query_without_its_window_is_refused_with_its_place() {
     let site = Site::new().await;
     site.write(

@@ -214,7 +214,17 @@ async fn keep(store: &Store, ledger: &Ledger, ids: Vec<String>, items: &mut Item
     let new: Vec<NewItem> = keyed
         .into_iter()
         .filter(|(key, _)| !known.contains_key(key) && seen.insert(*key))
-        .map(|(key, item_id)| NewItem { key, item_id, item_us: at_us, decision: Decision::Scored, reason: Arc::clone(&reason), trace: None, given: None })
+        .map(|(key, item_id)| NewItem {
+            key,
+            item_id,
+            item_us: at_us,
+            decision: Decision::Scored,
+            reason: Arc::clone(&reason),
+            trace: None,
+            given: None,
+            chosen: false,
+            undrawn: false,
+        })
         .collect();
     items.new += new.len() as u64;
     items.known += rows - new.len() as u64;

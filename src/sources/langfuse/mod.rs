@@ -90,6 +90,10 @@ impl SourceConfig for LangfuseConfig {
         }
         Ok(Arc::new(Reader { api: Langfuse::new(connection, cx.http.clone()), config: self.clone(), long: v4::LongKeys::default() }))
     }
+
+    fn gives_observations(&self) -> bool {
+        true
+    }
 }
 
 #[derive(Debug)]

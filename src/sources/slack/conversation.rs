@@ -188,8 +188,8 @@ impl Rules {
         let assistant = turns.iter().any(|turn| turn.role == Role::Assistant);
         let all_ai = turns.iter().all(|turn| turn.role == Role::Assistant);
         let dropped = self.config.drop_if_first_is_user && first_is_user || self.config.drop_if_all_ai && all_ai;
-        // A thread that the assistant has not answered becomes an item when it does.
-        (!dropped && (assistant || !self.config.scrape_threads)).then_some(turns)
+        // A thread becomes an item when both have spoken: judged before that, it would be known when the answer comes.
+        (!dropped && (assistant && !all_ai || !self.config.scrape_threads)).then_some(turns)
     }
 
     fn turn(&self, message: &Message, assistants: &BTreeMap<&str, String>) -> Option<Turn> {
@@ -376,13 +376,14 @@ mod tests {
         for (settings, messages, kept) in [
             (json!({}), asked, false),
             (json!({ "scrape_threads": false }), asked, true),
-            (json!({}), answered, true),
-            (json!({ "drop_if_all_ai": true }), answered, false),
-            (json!({ "drop_if_first_is_user": true }), answered, true),
+            (json!({}), answered, false),
+            (json!({ "scrape_threads": false }), answered, true),
+            (json!({ "scrape_threads": false, "drop_if_all_ai": true }), answered, false),
+            (json!({ "drop_if_first_is_user": true }), &thread()[1..], true),
             (json!({ "drop_if_first_is_user": true }), &thread()[..], false),
             (json!({ "drop_if_first_is_user": true, "drop_message_regexes": ["^@"] }), &thread()[..], true),
             (json!({ "drop_if_all_ai": true }), &thread()[..], true),
-            (json!({ "drop_if_all_ai": true, "exclude_senders": ["U1"] }), &thread()[..], false),
+            (json!({ "exclude_senders": ["U1"] }), &thread()[..], false),
             (json!({}), &[][..], false),
         ] {
             assert_eq!(said(&rules(settings.clone()), messages).is_some(), kept, "{settings}");

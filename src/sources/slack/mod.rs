@@ -46,8 +46,8 @@ pub struct SlackConfig {
     /// letters' case does not count. Default: every bot.
     #[serde(default)]
     bot_names: Vec<String>,
-    /// An item is a thread with its replies; a thread that the assistant has not answered yet is none. `false`: each
-    /// message of the channel is an item of its own, without replies. Default true.
+    /// An item is a thread with its replies; a thread in which not both a person and the assistant have spoken yet is none.
+    /// `false`: each message of the channel is an item of its own, without replies. Default true.
     #[serde(default = "yes")]
     scrape_threads: bool,
     /// Only what this sender began. A name or id, as in `bot_names`.
@@ -61,7 +61,8 @@ pub struct SlackConfig {
     /// A conversation that a person began is no item. Default false.
     #[serde(default)]
     drop_if_first_is_user: bool,
-    /// A conversation in which only the assistant speaks is no item (until a person answers). Default false.
+    /// A message of the assistant is no item where `scrape_threads` is false; otherwise a thread in which only the assistant
+    /// speaks is none anyway. Default false.
     #[serde(default)]
     drop_if_all_ai: bool,
     /// Takes marks such as `[1]` and `【4:0†source】`, and a list of sources at the end, out of the texts; not in code.
@@ -136,6 +137,11 @@ impl SourceConfig for SlackConfig {
         let mut seen = HashSet::new();
         let channels = self.channels.iter().filter(|channel| seen.insert(channel.as_str())).cloned().collect();
         Ok(Arc::new(Threads { api, channels, rules, workspace, config: self.clone() }))
+    }
+
+    /// A thread is the whole of what was said together.
+    fn gives_sessions(&self) -> bool {
+        false
     }
 }
 

@@ -2,15 +2,55 @@
 
 use std::collections::BTreeMap;
 
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
 use serde_json::{Map, Value, value::RawValue};
 
 /// Deeper values stay text: what reads them again would not go further either.
 const DEEPEST: usize = 64;
 
-/// JSON with numbers as they are where a 64-bit integer or a double keeps their digits, and as text where not
-/// (`"0.1234567890123456789"`).
-pub(super) fn exact(text: &str) -> serde_json::Result<Value> {
-    value(serde_json::from_str(text)?, 0)
+/// A row, its columns by name. Numbers are as they are where a 64-bit integer or a double keeps their digits, and text where
+/// not (`"0.1234567890123456789"`).
+///
+/// # Errors
+/// What is wrong with the query: a column without a name of its own would quietly stand for another.
+pub(super) fn row(text: &str) -> Result<Map<String, Value>, String> {
+    let columns: Columns = serde_json::from_str(text).map_err(|error| format!("a row is no JSON object: {error}"))?;
+    let mut row = Map::new();
+    for (column, raw) in columns.0 {
+        let value = value(raw, 0).map_err(|error| format!("column `{column}`: {error}"))?;
+        if row.insert(column.clone(), value).is_some() {
+            return Err(format!("the query gives column `{column}` twice: name them (`a.{column} AS ...`)"));
+        }
+    }
+    Ok(row)
+}
+
+/// Each as often as it comes.
+struct Columns<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Columns<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct All;
+        impl<'de> Visitor<'de> for All {
+            type Value = Vec<(String, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a row")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut columns = Vec::new();
+                while let Some(column) = map.next_entry()? {
+                    columns.push(column);
+                }
+                Ok(columns)
+            }
+        }
+        deserializer.deserialize_map(All).map(Columns)
+    }
 }
 
 fn value(raw: &RawValue, depth: usize) -> serde_json::Result<Value> {
@@ -69,6 +109,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn exact(text: &str) -> serde_json::Result<Value> {
+        value(serde_json::from_str(text)?, 0)
+    }
+
+    #[test]
+    fn a_column_that_comes_twice_is_refused() {
+        assert_eq!(Value::Object(row(r#"{"id": 1, "x": {"id": 2, "n": 1.50}}"#).unwrap()), json!({ "id": 1, "x": { "id": 2, "n": 1.5 } }));
+        let error = row(r#"{"id": 1, "at": 2, "id": 3}"#).unwrap_err();
+        assert!(error.contains("column `id` twice: name them"), "{error}");
+        assert!(row("[1]").is_err());
+    }
 
     #[test]
     fn a_number_that_no_double_holds_is_text() {

@@ -143,8 +143,8 @@ fn bound(at: Timestamp) -> String {
     format!("{:.6}", at.max(Timestamp::from_second(YEAR_ONE).unwrap_or(at)))
 }
 
-/// Is handed each row, and about how many bytes it takes.
-type Take<'a> = &'a mut (dyn FnMut(Map<String, Value>, usize) -> ControlFlow<()> + Send);
+/// Is handed each row, or what is wrong with it for good, and about how many bytes it takes.
+type Take<'a> = &'a mut (dyn FnMut(Result<Map<String, Value>, String>, usize) -> ControlFlow<()> + Send);
 
 /// A page ends here, whichever comes first.
 const PAGE_ROWS: i64 = 500;
@@ -211,7 +211,7 @@ impl Sql {
         for attempt in 1.. {
             let mut page =
                 Page { config: &self.config, window, items: Vec::new(), undated: Vec::new(), rows: 0, bytes: 0, cut: false, newest: None, fault: None };
-            let mut take = |row: Map<String, Value>, bytes: usize| page.take(row, bytes, sent);
+            let mut take = |row: Result<Map<String, Value>, String>, bytes: usize| page.take(row, bytes, sent);
             let read = async {
                 match &self.database {
                     Database::Postgres(postgres) => postgres::rows(postgres, ask, &mut take).await,
@@ -289,13 +289,23 @@ struct Page<'a> {
 }
 
 impl Page<'_> {
-    fn take(&mut self, row: Map<String, Value>, bytes: usize, sent: &Sent) -> ControlFlow<()> {
+    fn take(&mut self, row: Result<Map<String, Value>, String>, bytes: usize, sent: &Sent) -> ControlFlow<()> {
         self.rows += 1;
         let config = self.config;
+        let row = match row {
+            Ok(row) => row,
+            Err(reason) => {
+                self.fault = Some(SourceError::Refused(reason));
+                return ControlFlow::Break(());
+            }
+        };
         let known = || row.keys().map(|column| format!("`{column}`")).collect::<Vec<_>>().join(", ");
-        for (key, column) in [("id_column", &config.id_column), ("timestamp_column", &config.timestamp_column)] {
+        let keyed = [("id_column", &config.id_column), ("timestamp_column", &config.timestamp_column)];
+        // A column that no row has is a slip of the pen: what failed for want of it would have failed for good.
+        for (key, column) in keyed.into_iter().chain(config.required.iter().map(|column| ("required", column))) {
             if !row.contains_key(column) {
-                self.fault = Some(SourceError::Refused(format!("the query gives no column `{column}` (`{key}`); it gives {}", known())));
+                let hint = text::nearest(column, row.keys().map(String::as_str)).map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
+                self.fault = Some(SourceError::Refused(format!("the query gives no column `{column}` (`{key}`); {hint}it gives {}", known())));
                 return ControlFlow::Break(());
             }
         }
@@ -332,7 +342,7 @@ fn item(config: &SqlConfig, row: Map<String, Value>, at: Option<Timestamp>, wind
         Some(Value::Number(id)) => Ok(id.to_string()),
         _ => Err(format!("`{}` is no id", config.id_column)),
     };
-    let missing = config.required.iter().find(|column| row.get(*column).is_none_or(Value::is_null));
+    let missing = config.required.iter().find(|column| row.get(*column).is_some_and(Value::is_null));
     let missing = missing.map(|column| format!("the row has no `{}`", text::one_line(column, 80)));
     let (id, fault) = match id {
         Ok(id) => (id, missing),

@@ -1,7 +1,6 @@
 use std::ops::ControlFlow;
 
 use futures_util::TryStreamExt;
-use serde_json::Value;
 use sqlx::AssertSqlSafe;
 
 use super::{Ask, Take, json, query::quoted};
@@ -25,10 +24,7 @@ pub(super) async fn rows(postgres: &Postgres, ask: &Ask<'_>, take: Take<'_>) -> 
     let query = sqlx::query_scalar::<_, String>(AssertSqlSafe(ask.sql)).persistent(false);
     let mut rows = query.bind(ask.since()).bind(ask.until()).bind(ask.rows).fetch(&mut *transaction);
     while let Some(text) = rows.try_next().await? {
-        let Ok(Value::Object(row)) = json::exact(&text) else {
-            return Err(sqlx::Error::Protocol("a row is no JSON object".to_owned()));
-        };
-        if let ControlFlow::Break(()) = take(row, text.len()) {
+        if let ControlFlow::Break(()) = take(json::row(&text), text.len()) {
             break;
         }
     }

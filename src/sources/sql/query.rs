@@ -38,26 +38,41 @@ impl Query {
     /// # Errors
     /// A sentence that says what a query needs.
     pub fn parse(sql: &str, dialect: Dialect) -> Result<Self, String> {
-        let scanned = Scanner { dialect, rest: sql, text: String::new(), parts: Vec::new(), depth: 0, words: Vec::new(), ended: false }.scan()?;
-        let has = |parameter| scanned.parts.contains(&Part::Parameter(parameter));
-        let word = |deepest: usize, word: &str| scanned.words.iter().any(|(depth, known)| *depth <= deepest && known == word);
+        let scanned = Scanner::new(dialect, sql).scan()?;
+        let uses = |parameter| scanned.uses.iter().filter(move |used| used.parameter == parameter);
+        let word = |group: usize, word: &str| scanned.words.iter().any(|(within, known)| *within == group && known == word);
+        let cut = |group: usize| word(group, "limit") || word(group, "fetch");
         match scanned.words.first() {
             Some((_, first)) if ["select", "with", "values"].contains(&first.as_str()) => {}
             _ => return Err("a query is a `SELECT`, or a `WITH` that ends in one".to_owned()),
         }
         for (name, parameter) in NAMES.iter().take(2) {
-            if !has(*parameter) {
+            if uses(*parameter).next().is_none() {
                 return Err(format!(
                     "the query does not use `:{name}`: every run asks for one window of time, such as `WHERE created_at >= :since AND created_at < :until`"
                 ));
             }
         }
-        let limited = has(Parameter::Limit);
-        if limited && !word(usize::MAX, "order") {
+        let limited = uses(Parameter::Limit).next().is_some();
+        // A page with fewer rows than were asked for is the window's last one: another number of rows would end it early.
+        if uses(Parameter::Limit).any(|used| !used.groups.is_empty() || !matches!(used.behind.as_deref(), Some("limit" | "first" | "next"))) {
+            return Err(
+                "`:limit` counts the rows that the query gives: it has to be the limit of the whole query (`... LIMIT :limit` at its end, outside of all \
+                 parentheses), or rows would be skipped"
+                    .to_owned(),
+            );
+        }
+        if limited && !word(WHOLE, "order") {
             return Err("a query with `:limit` has to order its rows by time (`ORDER BY created_at LIMIT :limit`), or rows would be skipped".to_owned());
         }
-        if !limited && (word(0, "limit") || word(0, "fetch")) {
+        if !limited && cut(WHOLE) {
             return Err("with a fixed number of rows those beyond it would be skipped: write `LIMIT :limit`, or leave it out".to_owned());
+        }
+        if let Some(used) = scanned.uses.iter().find(|used| used.groups.iter().any(|group| cut(*group))) {
+            let name = NAMES.iter().find(|(_, known)| *known == used.parameter).map_or("since", |(name, _)| name);
+            return Err(format!(
+                "the part of the query in parentheses that uses `:{name}` has a number of rows of its own, and those beyond it would be skipped: leave that out"
+            ));
         }
         Ok(Self { dialect, parts: scanned.parts, limited })
     }
@@ -83,16 +98,30 @@ pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
+/// What stands in no parentheses.
+const WHOLE: usize = 0;
+
+/// Where a parameter stands.
+struct Use {
+    parameter: Parameter,
+    /// The parentheses around it, from outside in.
+    groups: Vec<usize>,
+    /// The word that it stands behind.
+    behind: Option<String>,
+}
+
 struct Scanner<'a> {
     dialect: Dialect,
     rest: &'a str,
     /// Read since the last parameter.
     text: String,
     parts: Vec<Part>,
-    /// Of parentheses.
-    depth: usize,
-    /// Bare words in lower case, and how deep they stand.
+    /// Parentheses so far, and those that are open, by their numbers from 1.
+    groups: usize,
+    open: Vec<usize>,
+    /// Bare words in lower case, and the parentheses they stand in.
     words: Vec<(usize, String)>,
+    uses: Vec<Use>,
     /// A `;` was read: nothing may follow.
     ended: bool,
 }
@@ -109,7 +138,11 @@ fn name_len(text: &str) -> usize {
     text.find(|c| !in_name(c)).unwrap_or(text.len())
 }
 
-impl Scanner<'_> {
+impl<'a> Scanner<'a> {
+    fn new(dialect: Dialect, sql: &'a str) -> Self {
+        Self { dialect, rest: sql, text: String::new(), parts: Vec::new(), groups: WHOLE, open: Vec::new(), words: Vec::new(), uses: Vec::new(), ended: false }
+    }
+
     fn scan(mut self) -> Result<Self, String> {
         while let Some(c) = self.rest.chars().next() {
             if let Some(len) = self.blank()? {
@@ -141,15 +174,20 @@ impl Scanner<'_> {
                 c if c.is_ascii_digit() => self.keep(name_len(self.rest)),
                 c => {
                     match c {
-                        '(' => self.depth += 1,
-                        ')' => self.depth = self.depth.checked_sub(1).ok_or("a `)` closes nothing")?,
+                        '(' => {
+                            self.groups += 1;
+                            self.open.push(self.groups);
+                        }
+                        ')' => {
+                            self.open.pop().ok_or("a `)` closes nothing")?;
+                        }
                         _ => {}
                     }
                     self.keep(c.len_utf8());
                 }
             }
         }
-        if self.depth > 0 {
+        if !self.open.is_empty() {
             return Err("a `(` is not closed".to_owned());
         }
         if !self.text.is_empty() {
@@ -230,6 +268,7 @@ impl Scanner<'_> {
             self.parts.push(Part::Text(std::mem::take(&mut self.text)));
         }
         self.parts.push(Part::Parameter(*parameter));
+        self.uses.push(Use { parameter: *parameter, groups: self.open.clone(), behind: self.words.last().map(|(_, word)| word.clone()) });
         self.rest = &self.rest[1 + name.len()..];
         Ok(())
     }
@@ -242,7 +281,7 @@ impl Scanner<'_> {
         if word == "e" && self.dialect == Dialect::Postgres && self.rest.starts_with('\'') {
             return self.quote('\'', true);
         }
-        self.words.push((self.depth, word));
+        self.words.push((self.open.last().copied().unwrap_or(WHOLE), word));
         Ok(())
     }
 }
@@ -291,6 +330,14 @@ mod tests {
             ("SELECT * FROM t WHERE at >= $1 AND at < $2", ":since"),
             ("SELECT * FROM t WHERE at >= :since AND at < :until LIMIT :limit", "ORDER BY"),
             ("SELECT * FROM t WHERE at >= :since AND at < :until ORDER BY at LIMIT 50", ":limit"),
+            // 500 rows inside are fewer outside, and a page that is not full is taken for the last one.
+            ("WITH t AS (SELECT * FROM t WHERE at >= :since AND at < :until ORDER BY at LIMIT :limit) SELECT * FROM t JOIN u USING (id)", "whole query"),
+            ("SELECT * FROM (SELECT * FROM t WHERE at >= :since AND at < :until ORDER BY at LIMIT :limit) AS q JOIN u USING (id) ORDER BY at", "whole query"),
+            ("SELECT * FROM t WHERE at >= :since AND at < :until AND n < :limit ORDER BY at", "whole query"),
+            ("SELECT *, row_number() OVER (ORDER BY at) FROM t WHERE at >= :since AND at < :until LIMIT :limit", "order its rows"),
+            ("SELECT * FROM (SELECT * FROM t WHERE at >= :since AND at < :until ORDER BY at LIMIT 100) AS q", "in parentheses"),
+            ("SELECT * FROM (SELECT * FROM t WHERE (at >= :since) AND at < :until FETCH FIRST 9 ROWS ONLY) AS q ORDER BY at LIMIT :limit", "in parentheses"),
+            ("WITH t AS (SELECT * FROM (SELECT * FROM t WHERE at >= :since) AS q LIMIT 7) SELECT * FROM t WHERE at < :until", "uses `:since`"),
             ("SELECT * FROM t WHERE at >= :since AND at < :until; DROP TABLE t", "one statement"),
             ("DELETE FROM t WHERE at >= :since AND at < :until", "SELECT"),
             ("SELECT 'x FROM t WHERE at >= :since AND at < :until", "no end"),
@@ -304,6 +351,9 @@ mod tests {
         assert!(Query::parse("SELECT ? FROM t WHERE at >= :since AND at < :until", Dialect::Sqlite).is_err());
         assert!(parse("SELECT a ? 'b', a @> '{}' FROM t WHERE at >= :since AND at < :until").is_ok(), "operators of Postgres");
         assert!(parse("SELECT (SELECT x FROM u ORDER BY x LIMIT 1) FROM t WHERE at >= :since AND at < :until").is_ok());
+        assert!(
+            parse("WITH u AS (SELECT * FROM u LIMIT 5) SELECT * FROM t WHERE (at >= :since AND at < :until) ORDER BY at FETCH FIRST :limit ROWS ONLY").is_ok()
+        );
         assert!(parse(r"SELECT E'\':x' FROM t WHERE at >= :since AND at < :until").is_ok());
     }
 

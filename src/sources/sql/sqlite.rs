@@ -49,7 +49,7 @@ pub(super) async fn rows(path: &Path, ask: &Ask<'_>, take: Take<'_>) -> Result<(
     let mut rows = query.fetch(&mut connection);
     while let Some(row) = rows.try_next().await? {
         let (row, bytes) = read(&row)?;
-        if let ControlFlow::Break(()) = take(row, bytes) {
+        if let ControlFlow::Break(()) = take(Ok(row), bytes) {
             break;
         }
     }
