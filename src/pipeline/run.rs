@@ -249,12 +249,15 @@ async fn judge(books: &Books<'_>, item: Drawn) -> Result<ItemOutcome, Stopped> {
     let run_id = &books.order.run.id;
     let mut judging = Judging::new(books.monitor, run_id, &item);
     let mut scores: Vec<NewScore> = Vec::with_capacity(books.metrics.len());
+    let mut stale = Vec::new();
     for (at, judge) in books.metrics.iter().enumerate() {
         if judge.price == Price::Paid {
             // An answer that cannot be stored would be paid for twice.
             books.services.store.wait_until_well().await?;
         }
-        let judged = judging.by(judge).await;
+        let found = judging.by(judge).await;
+        stale.extend(found.stale);
+        let judged = found.scores;
         if judged.is_empty() {
             continue;
         }
@@ -263,11 +266,12 @@ async fn judge(books: &Books<'_>, item: Drawn) -> Result<ItemOutcome, Stopped> {
         if judge.price == Price::Paid && judging.pays_after(at) {
             let scores = std::mem::take(&mut scores);
             books.note(&scores);
-            books.services.store.record_outcome(books.outcome(&item, scores, None)).await?;
+            let outcome = books.outcome(&item, scores, None);
+            books.services.store.record_outcome(ItemOutcome { stale: std::mem::take(&mut stale), ..outcome }).await?;
         }
     }
     let end = judging.end(books.services.now_us());
-    Ok(books.outcome(&item, scores, Some(end)))
+    Ok(ItemOutcome { stale, ..books.outcome(&item, scores, Some(end)) })
 }
 
 /// Items that were drawn before and are not decided: `retries` for those that failed or were deferred.

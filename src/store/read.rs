@@ -241,8 +241,9 @@ impl Store {
         sqlx::query(text).bind(key.0.as_slice()).fetch_all(&self.read).await?.iter().map(score).collect()
     }
 
-    /// What lies in a window of one metric's judgements (of all metrics without a name). `values` and `latencies` say
-    /// whether the single figures are wanted, whose cost grows with the window.
+    /// What lies in a window of one metric's judgements (of all metrics without a name). What failed as a whole, under the
+    /// metric's own name, failed for `METRIC.PART` too. `values` and `latencies` say whether the single figures are wanted,
+    /// whose cost grows with the window.
     ///
     /// # Errors
     /// The database's.
@@ -256,6 +257,11 @@ impl Store {
         let count = |name: &str| -> Result<u64> { Ok(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or(0)) };
         let mut tally =
             Tally { with_verdict: count("verdicts")?, passed: count("passed")?, failed: count("failed")?, cost_usd: row.try_get("cost")?, ..Tally::default() };
+        if let Some((whole, _)) = metric.and_then(|metric| metric.split_once('.')) {
+            let text = format!("SELECT count(*) {window} AND outcome = 'failed'");
+            let failed: i64 = sqlx::query_scalar(sql(text)).bind(monitor).bind(whole).bind(since.value()).fetch_one(&self.read).await?;
+            tally.failed += u64::try_from(failed).unwrap_or(0);
+        }
         if values {
             let text = format!("SELECT value {window} AND outcome = 'scored'");
             tally.values = sqlx::query_scalar(sql(text)).bind(monitor).bind(metric).bind(since.value()).fetch_all(&self.read).await?;
