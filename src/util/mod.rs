@@ -4,6 +4,7 @@
 //! Absent on purpose: domain words, wall clocks, settings files.
 
 pub mod backoff;
+pub mod dressed;
 pub mod driven;
 pub mod duration;
 pub mod http;
