@@ -9,6 +9,7 @@ use std::{
 use super::{
     AlertSpec, ExtractSpec, For, MetricSpec, MonitorSpec, Over, SamplingSpec, Settings, SourceSpec, Strategy,
     monitor::{AlertFile, File, MetricCommon, ScopeName, SourceCommon},
+    steps,
 };
 use crate::{
     alerting::Condition,
@@ -51,7 +52,11 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         .as_ref()
         .map_or_else(|| Some(SamplingSpec::default()), |section| section.read(faults).inspect(|spec| sampling(spec, &section.node, faults)));
     let evaluation = file.evaluation.as_ref().map_or_else(|| Some(super::EvaluationSpec::default()), |section| section.read(faults));
-    let metrics = metrics(&file.metrics.unwrap_or_default(), tree, settings, faults);
+    let of_metrics = file.metrics.unwrap_or_default();
+    let metrics = metrics(&of_metrics, tree, settings, faults);
+    if let Some(source) = tree.get("source") {
+        steps::check(source, &metrics, &of_metrics, faults);
+    }
     let publish = publish(&file.publish.unwrap_or_default(), &metrics, settings, faults);
     let alerts = alerts(&file.alerts.unwrap_or_default(), &metrics, settings, faults);
     if faults.len() > before {
@@ -107,7 +112,7 @@ fn plan(spec: &ScheduleSpec, name: &str, node: &Node, faults: &mut Vec<Fault>) -
 }
 
 /// Where a key's value stands, or the block where the key is missing.
-fn place<'a>(node: &'a Node, key: &str) -> &'a Span {
+pub(super) fn place<'a>(node: &'a Node, key: &str) -> &'a Span {
     node.get(key).map_or(&node.at, |value| &value.at)
 }
 

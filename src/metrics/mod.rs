@@ -74,6 +74,11 @@ pub trait MetricConfig: Debug + Send + Sync {
         None
     }
 
+    /// Whether it judges a trace's observations, so that none are a verdict: it needs a source whose traces have them.
+    fn needs_steps(&self) -> bool {
+        false
+    }
+
     /// The templates and expressions in the settings, so that the loader knows whether they use observations.
     fn templates(&self) -> Vec<&str> {
         Vec::new()
