@@ -18,6 +18,7 @@ mod llm_judge;
 mod outside;
 mod regex;
 mod trace;
+mod waiting;
 
 use std::{collections::BTreeMap, fmt::Debug, path::Path, sync::Arc};
 

@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod dressed;
 pub mod driven;
 pub mod duration;
+pub mod hidden;
 pub mod http;
 pub mod one_or_many;
 pub mod plugin;
