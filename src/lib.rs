@@ -34,7 +34,8 @@
 //!   `assayd secrets`, in a table that no daemon writes.
 //! - A key is a [`util::secret::SecretString`] from where it is read: never shown, looked up where the settings only name it.
 //! - No call is made that a budget would have to pay and whose worst case is not set aside on disk ([`gateway`]).
-//! - A metric's own process (`exec`) is kept by a task; it has a group of its own, which is killed when that task ends.
+//! - A metric's own process (`exec`) is kept by a task; it has a group of its own, which is killed when that task ends, or when
+//!   assayd leaves without ending its tasks.
 //! - Only [`daemon::supervisor`] begins tasks, only [`schedule::clock`] reads the wall clock for decisions.
 //!
 //! # Two schedulers, and why

@@ -60,7 +60,7 @@ fn render(life: &ItemLife) -> String {
         }
         if let Some(model) = &score.model {
             let cost = score.cost_usd.map(|cost| format!(", {cost:.6} USD")).unwrap_or_default();
-            let _ = writeln!(out, "    judge  {}/{model}{cost}", score.provider.as_deref().unwrap_or("-"));
+            let _ = writeln!(out, "    judge  {}/{}{cost}", one_line(score.provider.as_deref().unwrap_or("-"), 100), one_line(model, 100));
         }
         for (_, queue, state, delivered, error) in life.deliveries.iter().filter(|(of, ..)| *of == score.score_id) {
             let what = match (state, delivered) {
@@ -72,4 +72,36 @@ fn render(life: &ItemLife) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_judge_of_any_name_is_one_short_line() {
+        let score = json!({
+            "score_id": "s", "run_id": "r", "monitor": "m", "metric": "m", "metric_revision": "r", "item_id": "i", "item_timestamp": Timestamp::UNIX_EPOCH,
+            "outcome": "scored", "value": 1.0, "reason": "", "provider": "p\n", "model": "m\u{1b}[31m".repeat(99), "created_at": Timestamp::UNIX_EPOCH,
+        });
+        let life = ItemLife {
+            item_id: "i".to_owned(),
+            item_us: 0,
+            decision: "scored".to_owned(),
+            reason: String::new(),
+            run_id: "r".to_owned(),
+            attempts: 1,
+            seen_us: 0,
+            decided_us: 0,
+            events: Vec::new(),
+            scores: vec![serde_json::from_value(score).unwrap()],
+            answers: vec![None],
+            deliveries: Vec::new(),
+        };
+        let told = render(&life);
+        let judge = told.lines().find(|line| line.contains("judge  p/m")).unwrap();
+        assert!(judge.chars().count() < 130 && !told.contains('\u{1b}'), "{told}");
+    }
 }

@@ -9,6 +9,7 @@ use std::{
 use super::{
     ExtractSpec, MetricSpec, MonitorSpec, SamplingSpec, Settings, SourceSpec, Strategy,
     monitor::{File, MetricCommon, ScopeName, SourceCommon},
+    steps,
 };
 use crate::{
     connections::LangfuseConnection,
@@ -50,7 +51,11 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         .as_ref()
         .map_or_else(|| Some(SamplingSpec::default()), |section| section.read(faults).inspect(|spec| sampling(spec, &section.node, faults)));
     let evaluation = file.evaluation.as_ref().map_or_else(|| Some(super::EvaluationSpec::default()), |section| section.read(faults));
-    let metrics = metrics(&file.metrics.unwrap_or_default(), tree, settings, faults);
+    let of_metrics = file.metrics.unwrap_or_default();
+    let metrics = metrics(&of_metrics, tree, settings, faults);
+    if let Some(source) = tree.get("source") {
+        steps::check(source, &metrics, &of_metrics, faults);
+    }
     let publish = publish(&file.publish.unwrap_or_default(), &metrics, settings, faults);
     let alerts = super::alerts::check(&file.alerts.unwrap_or_default(), &metrics, schedule.as_ref().map(|spec| (spec, name.as_str())), settings, faults);
     if faults.len() > before {

@@ -16,6 +16,8 @@ mod monitor;
 mod schema;
 mod secrets;
 mod settings;
+mod steps;
+mod text;
 
 pub use diff::{Change, diff};
 pub use gateway::{CacheSpec, Environment, EnvironmentSpec, HookSpec, HooksSpec, KeepSpec};
@@ -27,3 +29,4 @@ pub use monitor::{
 pub use schema::{config_schema, monitor_schema};
 pub use secrets::Keyring;
 pub use settings::{AuthSpec, ConcurrencySpec, LogFormat, LogSpec, ProfileSpec, ProviderSpec, RetentionSpec, RetrySpec, Rotation, Settings};
+pub use text::faults_of_text;

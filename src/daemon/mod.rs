@@ -123,7 +123,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     looks.done(&monitors.take_up(&loaded, true));
     monitors.start().await?;
     let mut chores = housekeeping::start(&world.services, &world.gateway, settings.retention).await?;
-    let mut signals = signals()?;
+    let mut signals = signals(&[SIGTERM, SIGINT, SIGHUP])?;
 
     ready.store(true, Ordering::Relaxed);
     // Without systemd these say nothing to nobody.
@@ -195,6 +195,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         () = drained => {}
         Some(_) = second(&mut signals) => {
             tracing::warn!("a second signal: leaving at once");
+            // Nothing is dropped by leaving.
+            world.processes.kill();
             std::process::exit(1);
         }
     }
@@ -213,9 +215,9 @@ async fn second(signals: &mut mpsc::Receiver<i32>) -> Option<i32> {
 }
 
 /// Signals as messages.
-fn signals() -> anyhow::Result<mpsc::Receiver<i32>> {
+fn signals(which: &[i32]) -> anyhow::Result<mpsc::Receiver<i32>> {
     let (sender, receiver) = mpsc::channel(8);
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("handling signals")?;
+    let mut signals = signal_hook::iterator::Signals::new(which).context("handling signals")?;
     std::thread::Builder::new().name("assayd-signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
             if sender.blocking_send(signal).is_err() {

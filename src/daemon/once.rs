@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::bail;
+use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::sync::watch;
 
 use super::{
@@ -72,8 +73,17 @@ pub(super) fn new_order(
 /// Runs one monitor now, finishing what an interrupted run left, and delivers what can be delivered.
 ///
 /// # Errors
-/// When the store or the monitor cannot be set up; a run that failed is a report, not an error.
+/// When the store or the monitor cannot be set up, or a signal asks to stop; a run that failed is a report, not an error.
 pub async fn once(settings: Settings, spec: Arc<MonitorSpec>, request: RunRequest, progress: watch::Sender<Progress>) -> anyhow::Result<RunReport> {
+    let mut signals = super::signals(&[SIGINT, SIGTERM])?;
+    tokio::select! {
+        report = to_its_end(settings, spec, request, progress) => report,
+        // Its tasks are dropped with it, and with them the processes of metrics and all that those have started.
+        _ = signals.recv() => bail!("interrupted; the next run finishes what this one has begun"),
+    }
+}
+
+async fn to_its_end(settings: Settings, spec: Arc<MonitorSpec>, request: RunRequest, progress: watch::Sender<Progress>) -> anyhow::Result<RunReport> {
     let patience = settings.retry.max_elapsed.max(Duration::from_secs(1));
     let (world, hands) = World::open(Arc::new(settings), Arc::new(SystemClock)).await?;
     // Nothing is looked at ahead of time in a process that runs once.

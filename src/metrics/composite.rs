@@ -67,11 +67,18 @@ impl Metric for Composite {
     }
 }
 
+/// Of a metric, or of one of its parts: where there is none, the metric as a whole failed, waits or did not apply, and says
+/// so under its own name.
+fn outcome<'a>(part: &str, scores: &'a BTreeMap<String, Outcome>) -> Option<&'a Outcome> {
+    let whole = || scores.get(part.split_once('.')?.0).filter(|whole| !matches!(whole, Outcome::Scored { .. }));
+    scores.get(part).or_else(whole)
+}
+
 fn combined(parts: &BTreeMap<String, f64>, missing: Missing, scores: &BTreeMap<String, Outcome>) -> Outcome {
     let (mut sum, mut weights, mut terms) = (0.0, 0.0, Vec::with_capacity(parts.len()));
     let (mut failed, mut inapplicable) = (None, None);
     for (part, weight) in parts {
-        match scores.get(part) {
+        match outcome(part, scores) {
             Some(Outcome::Scored { value, .. }) => {
                 sum += value * weight;
                 weights += weight;
@@ -122,6 +129,24 @@ mod tests {
         for missing in [Missing::NotApplicable, Missing::Skip] {
             assert_eq!(value(of(vec![("a", scored(0.5)), ("b", failed())], missing)), Err(("failed", "`b` failed: no verdict".to_owned())));
             assert_eq!(value(of(vec![("a", failed()), ("b", waits())], missing)), Err(("deferred", "`b` waits: over the budget".to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_metric_that_failed_or_waits_as_a_whole_does_too() {
+        let parts = BTreeMap::from([("short".to_owned(), 1.0), ("m.kind".to_owned(), 1.0)]);
+        let of = |whole: Outcome, missing| combined(&parts, missing, &BTreeMap::from([("short".to_owned(), scored(1.0)), ("m".to_owned(), whole)]));
+        let failed = || Outcome::Failed { reason: "no key".to_owned() };
+        let waits = || Outcome::Deferred { reason: "no process".to_owned(), wait: Wait::Judge };
+        for missing in [Missing::NotApplicable, Missing::Skip] {
+            assert_eq!(of(failed(), missing), Outcome::Failed { reason: "`m.kind` failed: no key".to_owned() });
+            assert_eq!(of(waits(), missing), Outcome::Deferred { reason: "`m.kind` waits: no process".to_owned(), wait: Wait::Gate });
+        }
+        let closed = || Outcome::NotApplicable { reason: "`when` is false".to_owned() };
+        assert_eq!(of(closed(), Missing::NotApplicable).reason(), "`m.kind` does not apply: `when` is false");
+        // It had other outcomes, or one of its own: this part was none of them.
+        for whole in [closed(), scored(0.0)] {
+            assert!(matches!(of(whole, Missing::Skip), Outcome::Scored { value: 1.0, .. }));
         }
     }
 

@@ -1,17 +1,18 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue, LOCATION};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use url::Url;
 
 use super::{BuildError, Gives, Judgement, Metric, MetricBuildCx, MetricConfig, MetricCx, MetricKind, Price, outside};
 use crate::{
-    model::{Outcome, Usage, Wait},
+    model::{Outcome, Usage, Wait, content_hash, score_id},
     util::{
         duration::Human,
-        http::{self, Http, HttpError},
+        hidden::Hidden,
+        http::{self, Answer, Http, HttpError},
         plugin,
         secret::{ExposeSecret, SecretString},
     },
@@ -63,7 +64,8 @@ impl MetricConfig for HttpConfig {
             headers.insert(named, value);
         }
         let http = Http { timeout: self.timeout.0, max_bytes: 4 << 20, ..cx.http.clone() };
-        Ok(Arc::new(HttpMetric { http, url, headers, trace: self.trace }))
+        let hidden = Hidden::of(self.headers.values());
+        Ok(Arc::new(HttpMetric { http, url, headers, trace: self.trace, revision: self.revision(cx), hidden }))
     }
 
     fn price(&self) -> Price {
@@ -77,6 +79,11 @@ impl MetricConfig for HttpConfig {
     fn revision(&self, _: &MetricBuildCx<'_>) -> String {
         format!("http:{}\0{}\0{}", self.url, self.trace, self.version)
     }
+
+    /// A whole trace has its observations.
+    fn templates(&self) -> Vec<&str> {
+        self.trace.then_some("trace.observations").into_iter().collect()
+    }
 }
 
 struct HttpMetric {
@@ -84,30 +91,45 @@ struct HttpMetric {
     url: Url,
     headers: HeaderMap,
     trace: bool,
+    revision: String,
+    /// What the service was given in `headers` and must not tell on.
+    hidden: Hidden,
 }
 
 #[async_trait]
 impl Metric for HttpMetric {
     async fn judge(&self, cx: &MetricCx<'_>) -> Judgement {
         let body = serde_json::json!({ "item": outside::item(cx, self.trace) });
-        // A stable key lets the service recognise an item that comes again.
-        let key = crate::model::trace_id(cx.call.run_id, cx.call.item_id);
+        // The same for the same judgement in whatever run, so that a service can hand out again what it has found.
+        let key = score_id(cx.call.monitor, cx.call.metric, &self.revision, cx.call.item_id, &content_hash(cx.case));
         let started = tokio::time::Instant::now();
         let make = || self.http.client.post(self.url.clone()).headers(self.headers.clone()).header("idempotency-key", &key).json(&body);
-        let answer = self.http.send(make, |answer| http::json::<outside::Answer>(&answer)).await;
+        let answer = self.http.send(make, read).await;
         let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         match answer {
-            Ok(answer) => answer.judgement(took_ms),
-            Err(error) => Judgement::new(failed(&error), Usage { latency_ms: Some(took_ms), ..Usage::default() }, None),
+            Ok(answer) => answer.judgement(took_ms, &self.hidden),
+            Err(error) => Judgement::new(self.failed(&error), Usage { latency_ms: Some(took_ms), ..Usage::default() }, None),
         }
     }
 }
 
-fn failed(error: &HttpError) -> Outcome {
-    let reason = format!("http: {error}");
-    match error {
-        // Nobody can be judged until somebody acts: that is the service's fault, not the item's.
-        HttpError::Connect(_) | HttpError::Status { status: 401 | 403 | 404 | 405, .. } => Outcome::Deferred { reason, wait: Wait::Judge },
-        _ => Outcome::Failed { reason },
+/// The client follows no redirect: a key in a header would go with it.
+fn read(answer: Answer) -> Result<outside::Answer, HttpError> {
+    if answer.status.is_redirection() {
+        let elsewhere = if answer.headers.contains_key(LOCATION) { "the answer has a Location: `url` has to be where it leads" } else { "without a Location" };
+        let body = format!("a redirect, which is not followed; {elsewhere}");
+        return Err(HttpError::Status { status: answer.status.as_u16(), body, retry_after: None, headers: Box::new(answer.headers) });
+    }
+    http::json(&answer)
+}
+
+impl HttpMetric {
+    fn failed(&self, error: &HttpError) -> Outcome {
+        let reason = self.hidden.out_of(&format!("http: {error}"));
+        match error {
+            // Nobody can be judged until somebody acts: that is the service's fault, not the item's.
+            HttpError::Connect(_) | HttpError::Status { status: 300..=399 | 401 | 403 | 404 | 405, .. } => Outcome::Deferred { reason, wait: Wait::Judge },
+            _ => Outcome::Failed { reason },
+        }
     }
 }

@@ -18,6 +18,7 @@ mod llm_judge;
 mod outside;
 mod regex;
 mod trace;
+mod waiting;
 
 use std::{collections::BTreeMap, fmt::Debug, path::Path, sync::Arc};
 
@@ -72,6 +73,11 @@ pub trait MetricConfig: Debug + Send + Sync {
     /// The prompt kept outside of the settings that the metric judges with.
     fn prompt(&self) -> Option<PromptRef> {
         None
+    }
+
+    /// Whether it judges a trace's observations, so that none are a verdict: it needs a source whose traces have them.
+    fn needs_steps(&self) -> bool {
+        false
     }
 
     /// The templates and expressions in the settings, so that the loader knows whether they use observations.

@@ -8,13 +8,19 @@ use serde_json::{Value, json};
 use super::{Judgement, MetricCx, Named};
 use crate::{
     model::{Outcome, Usage},
-    util::text,
+    util::{hidden::Hidden, text},
 };
 
 /// Reasons are for people; a longer one is cut.
 const REASON: usize = 4000;
 /// Outcomes of one item.
 const OUTCOMES: usize = 64;
+
+/// Names of providers and models.
+const NAME: usize = 100;
+
+/// What there is to say of the trace without sending it.
+const OF_TRACE: [&str; 4] = ["tags", "user_id", "session_id", "environment"];
 
 /// The item as the other side sees it. Keys that the case does not have are left out, `trace` unless it is asked for.
 pub(super) fn item(cx: &MetricCx<'_>, with_trace: bool) -> Value {
@@ -32,11 +38,13 @@ pub(super) fn item(cx: &MetricCx<'_>, with_trace: bool) -> Value {
         "cost_usd": cx.cost_usd,
     });
     if let Value::Object(fields) = &mut item {
-        fields.retain(|_, value| !value.is_null());
+        let trace = cx.view.get_attr("trace").unwrap_or_default();
+        let of_trace = OF_TRACE.iter().filter_map(|key| Some(((*key).to_owned(), serde_json::to_value(trace.get_attr(key).ok()?).ok()?)));
+        fields.extend(of_trace);
+        fields.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()));
         fields.extend(cx.case.details.iter().map(|(key, value)| (key.clone(), value.clone())));
         if with_trace {
-            let trace = cx.view.get_attr("trace").ok().and_then(|trace| serde_json::to_value(trace).ok());
-            fields.extend(trace.map(|trace| ("trace".to_owned(), trace)));
+            fields.extend(serde_json::to_value(trace).ok().map(|trace| ("trace".to_owned(), trace)));
         }
     }
     item
@@ -79,26 +87,27 @@ struct Paid {
 }
 
 impl Answer {
-    /// `took_ms`: how long the other side took.
-    pub(super) fn judgement(self, took_ms: u64) -> Judgement {
+    /// `took_ms`: how long the other side took. What it was given to keep to itself is taken out of all that it says.
+    pub(super) fn judgement(self, took_ms: u64, hidden: &Hidden) -> Judgement {
+        let name = |name: Option<String>| name.map(|name| text::one_line(&hidden.out_of(&name), NAME));
         let usage = Usage {
-            provider: self.usage.provider,
-            model: self.usage.model,
+            provider: name(self.usage.provider),
+            model: name(self.usage.model),
             input_tokens: self.usage.input_tokens,
             output_tokens: self.usage.output_tokens,
             cost_usd: self.usage.cost_usd.filter(|cost| *cost >= 0.0),
             latency_ms: Some(took_ms),
         };
-        match named(self.outcomes, self.error) {
+        match named(self.outcomes, self.error, hidden) {
             Ok(outcomes) => Judgement { outcomes, usage, answer: None },
             Err(reason) => Judgement::new(Outcome::Failed { reason }, usage, None),
         }
     }
 }
 
-fn named(outcomes: Vec<Said>, error: Option<String>) -> Result<Vec<Named>, String> {
+fn named(outcomes: Vec<Said>, error: Option<String>, hidden: &Hidden) -> Result<Vec<Named>, String> {
     if let Some(error) = error {
-        return Err(text::clip(&error, REASON));
+        return Err(text::clip(&hidden.out_of(&error), REASON));
     }
     if outcomes.is_empty() {
         return Err("the answer has no outcome".to_owned());
@@ -113,27 +122,28 @@ fn named(outcomes: Vec<Said>, error: Option<String>) -> Result<Vec<Named>, Strin
         return Err(format!("outcome {} of {} has no `name`", nameless + 1, outcomes.len()));
     }
     for name in outcomes.iter().filter_map(|said| said.name.as_deref()) {
+        let name = hidden.out_of(name);
         let plain = (1..=64).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
         if !plain {
-            return Err(format!("`{}` is no name of an outcome: up to 64 letters, digits, `_` and `-`", text::one_line(name, 80)));
+            return Err(format!("`{}` is no name of an outcome: up to 64 letters, digits, `_` and `-`", text::one_line(&name, 80)));
         }
-        if !names.insert(name.to_owned()) {
+        if !names.insert(name.clone()) {
             return Err(format!("the outcome `{name}` stands there twice"));
         }
     }
-    Ok(outcomes.into_iter().map(|said| Named { part: said.name.clone(), outcome: said.outcome() }).collect())
+    Ok(outcomes.into_iter().map(|said| Named { part: said.name.clone(), outcome: said.outcome(hidden) }).collect())
 }
 
 impl Said {
-    fn outcome(self) -> Outcome {
-        let clipped = |text: String| text::clip(&text, REASON);
+    fn outcome(self, hidden: &Hidden) -> Outcome {
+        let clipped = |text: String| text::clip(&hidden.out_of(&text), REASON);
         match (self.error, self.not_applicable, self.score) {
             (Some(error), _, _) => Outcome::Failed { reason: clipped(error) },
             (None, Some(reason), _) => Outcome::NotApplicable { reason: clipped(reason) },
             (None, None, Some(value)) => Outcome::Scored {
                 value,
                 raw: self.raw,
-                label: self.label.map(|label| text::one_line(&label, 200)),
+                label: self.label.map(|label| text::one_line(&hidden.out_of(&label), 200)),
                 passed: self.passed,
                 reason: self.reason.map(clipped).unwrap_or_default(),
             },
@@ -149,7 +159,7 @@ mod tests {
     use super::*;
 
     fn told(answer: Value) -> Vec<(Option<String>, &'static str, String)> {
-        let judgement = serde_json::from_value::<Answer>(answer).unwrap().judgement(5);
+        let judgement = serde_json::from_value::<Answer>(answer).unwrap().judgement(5, &Hidden::default());
         assert_eq!(judgement.usage.latency_ms, Some(5));
         judgement.outcomes.into_iter().map(|named| (named.part, named.outcome.kind(), named.outcome.reason().to_owned())).collect()
     }
@@ -164,6 +174,16 @@ mod tests {
             parts.iter().map(|(name, kind, _)| (name.as_deref().unwrap(), *kind)).collect::<Vec<_>>(),
             [("a", "scored"), ("b", "failed"), ("c", "not_applicable")]
         );
+    }
+
+    #[test]
+    fn names_are_short_and_keys_are_not_told() {
+        let said = json!({ "outcomes": [{ "score": 1, "label": "of key-1234", "reason": "by key-1234" }], "usage": { "model": "m\u{1b}".repeat(99), "provider": "key-1234" } });
+        let judgement = serde_json::from_value::<Answer>(said).unwrap().judgement(5, &Hidden::of([&"key-1234".into()]));
+        let model = judgement.usage.model.unwrap();
+        assert!(model.chars().count() == 100 && !model.contains('\u{1b}'), "{model}");
+        assert_eq!(judgement.usage.provider.as_deref(), Some("***"));
+        assert!(matches!(&judgement.outcomes[0].outcome, Outcome::Scored { label: Some(label), reason, .. } if label == "of ***" && reason == "by ***"));
     }
 
     #[test]
@@ -187,7 +207,7 @@ mod tests {
         fn any_answer_gives_at_least_one_outcome(names in proptest::collection::vec(proptest::option::of(".{0,8}"), 0..5), score in proptest::option::of(any::<f64>())) {
             let outcomes: Vec<_> = names.iter().map(|name| json!({ "name": name, "score": score })).collect();
             if let Ok(answer) = serde_json::from_value::<Answer>(json!({ "outcomes": outcomes })) {
-                prop_assert!(!answer.judgement(0).outcomes.is_empty());
+                prop_assert!(!answer.judgement(0, &Hidden::default()).outcomes.is_empty());
             }
         }
     }

@@ -78,6 +78,10 @@ impl MetricConfig for TraceConfig {
     fn templates(&self) -> Vec<&str> {
         vec!["trace.observations"]
     }
+
+    fn needs_steps(&self) -> bool {
+        true
+    }
 }
 
 #[async_trait]
@@ -93,9 +97,6 @@ impl Metric for TraceConfig {
 
 impl TraceConfig {
     fn judged(&self, steps: &[Observation]) -> Outcome {
-        if steps.is_empty() {
-            return Outcome::NotApplicable { reason: "the trace has no steps".to_owned() };
-        }
         let checks = self.checks(steps);
         let broken: Vec<&str> = checks.iter().filter_map(|check| check.as_ref().err().map(String::as_str)).collect();
         let reason = match broken.as_slice() {
@@ -231,6 +232,12 @@ mod tests {
             assert_eq!(told(settings), (0.0, why.to_owned()));
         }
         assert_eq!(told(json!({ "must": ["search", "rerank", "answer", "retrieve"] })).0, 0.75);
+    }
+
+    #[test]
+    fn a_trace_in_which_nothing_happened_is_judged_by_that() {
+        let settings = json!({ "order": ["retrieve", "answer"], "must": ["answer"], "must_not": ["fallback"], "tools": [{ "name": "search" }] });
+        assert_eq!(of(settings, &[]), (0.25, "`retrieve` does not occur; `answer` does not occur; the tool `search` is not called".to_owned()));
     }
 
     proptest! {

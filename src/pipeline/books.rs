@@ -154,6 +154,7 @@ impl<'a> Books<'a> {
             url: trace.and_then(|trace| trace.url.clone()),
             at_us: self.services.now_us(),
             scores: Vec::new(),
+            stale: Vec::new(),
             queues: Arc::clone(&self.queues),
             body: None,
             end: None,

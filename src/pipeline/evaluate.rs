@@ -40,17 +40,27 @@ pub(super) struct Judging<'a> {
     outcomes: BTreeMap<String, Outcome>,
 }
 
+/// What one metric found now.
+#[derive(Default)]
+pub(super) struct Found {
+    pub scores: Vec<NewScore>,
+    /// Scores of earlier attempts that give way to these, by id: a metric that failed as a whole may give parts later, and
+    /// the other way round.
+    pub stale: Vec<String>,
+}
+
 impl<'a> Judging<'a> {
     pub(super) fn new(monitor: &'a Monitor, run_id: &'a str, item: &'a Drawn) -> Self {
         Self { monitor, run_id, item, content_hash: content_hash(&item.case), outcomes: BTreeMap::new() }
     }
 
-    /// Judges by one metric. Nothing when an earlier attempt has its scores: a paid answer is never paid for again.
-    pub(super) async fn by(&mut self, judge: &Judge) -> Vec<NewScore> {
+    /// Judges by one metric. Nothing when an earlier attempt has its scores: a paid answer is never paid for again. Nothing
+    /// either when it has failed as often as is tried, and the item is here because of another.
+    pub(super) async fn by(&mut self, judge: &Judge) -> Found {
         let recorded = self.recorded(judge);
         if !recorded.is_empty() {
             self.outcomes.extend(recorded.into_iter().map(|score| (score.metric.clone(), recorded_outcome(score))));
-            return Vec::new();
+            return Found::default();
         }
         let view = view::case(&self.item.case, &self.item.view, &self.outcomes);
         let judgement = match self.gate(judge, &view) {
@@ -92,25 +102,52 @@ impl<'a> Judging<'a> {
                 answer,
             });
         }
-        scores
+        let stale = self.stale(judge, &scores);
+        Found { scores, stale }
     }
 
     fn score_id(&self, name: &str, revision: &str) -> String {
         score_id(&self.monitor.spec.name, name, revision, &self.item.trace.id, &self.content_hash)
     }
 
-    /// What an earlier attempt recorded of the metric or its parts, for the case as it is, and all of it: scores were
-    /// recorded together, and where one failed all are asked for again. By whatever revision: a changed one judges new
-    /// items, and these were paid for.
-    fn recorded(&self, judge: &Judge) -> Vec<&'a Score> {
+    /// What earlier attempts recorded of the metric or its parts for the case as it is, by revision: a changed one judges
+    /// new items, and what it replaced was paid for.
+    fn earlier(&self, judge: &Judge) -> BTreeMap<&'a str, Vec<&'a Score>> {
         let mut by_revision: BTreeMap<&str, Vec<&Score>> = BTreeMap::new();
         for score in &self.item.recorded {
-            if judge.gives.may_give(&judge.name, &score.metric) && score.score_id == self.score_id(&score.metric, &score.metric_revision) {
+            // Whatever it gives, it fails and does not apply under its own name.
+            let its = score.metric == *judge.name || judge.gives.may_give(&judge.name, &score.metric);
+            if its && score.score_id == self.score_id(&score.metric, &score.metric_revision) {
                 by_revision.entry(&score.metric_revision).or_default().push(score);
             }
         }
+        by_revision
+    }
+
+    /// What need not be asked again: all of it, since scores are recorded together, and where one failed all are asked for
+    /// again, as long as failures are tried again.
+    fn recorded(&self, judge: &Judge) -> Vec<&'a Score> {
         let whole = |scores: &Vec<&Score>| scores.iter().any(|score| score.outcome == "scored") && scores.iter().all(|score| score.outcome != "failed");
-        by_revision.into_values().find(whole).unwrap_or_default()
+        let earlier = self.earlier(judge);
+        if let Some(whole) = earlier.values().find(|scores| whole(scores)) {
+            return whole.clone();
+        }
+        let given_up = |scores: &Vec<&Score>| self.tried_enough() && scores.iter().any(|score| score.outcome == "failed");
+        earlier.into_values().filter(given_up).max_by_key(|scores| scores.iter().map(|score| score.created_at).max()).unwrap_or_default()
+    }
+
+    fn tried_enough(&self) -> bool {
+        self.item.attempts >= self.monitor.spec.evaluation.max_attempts
+    }
+
+    /// A judgement that waits is not recorded, and replaces nothing.
+    fn stale(&self, judge: &Judge, scores: &[NewScore]) -> Vec<String> {
+        if scores.iter().any(|score| matches!(score.outcome, Outcome::Deferred { .. })) {
+            return Vec::new();
+        }
+        let earlier = self.earlier(judge).remove(&*judge.revision).unwrap_or_default();
+        let replaced = earlier.into_iter().filter(|before| before.outcome != "scored" && scores.iter().all(|score| score.score_id != before.score_id));
+        replaced.map(|score| score.score_id.clone()).collect()
     }
 
     /// The outcome of a metric whose gate is closed.
@@ -149,6 +186,7 @@ impl<'a> Judging<'a> {
             let reasons = self.outcomes.iter().filter(|(_, outcome)| outcome.kind() == kind).map(|(name, outcome)| format!("{name}: {}", outcome.reason()));
             crate::util::text::one_line(&reasons.collect::<Vec<_>>().join("; "), 500)
         };
+        let failed = self.outcomes.values().any(|outcome| outcome.kind() == "failed");
         match self.worst_so_far() {
             Decision::Deferred if now_us - self.item.first_us > evaluation.max_age.millis().saturating_mul(1000) => ItemEnd {
                 decision: Decision::Failed,
@@ -156,7 +194,11 @@ impl<'a> Judging<'a> {
                 comes_back: false,
                 counts: false,
             },
-            Decision::Deferred => ItemEnd { decision: Decision::Deferred, reason: reasons("deferred"), comes_back: true, counts: false },
+            // Waiting costs no attempt; failing does, whatever else waits.
+            Decision::Deferred => {
+                let counts = failed && !self.tried_enough();
+                ItemEnd { decision: Decision::Deferred, reason: reasons("deferred"), comes_back: true, counts }
+            }
             Decision::Failed => {
                 let comes_back = self.item.attempts + 1 < evaluation.max_attempts;
                 ItemEnd { decision: Decision::Failed, reason: reasons("failed"), comes_back, counts: true }
@@ -209,8 +251,10 @@ fn data_type(outcome: &Outcome) -> DataType {
 }
 
 fn recorded_outcome(score: &Score) -> Outcome {
-    if score.outcome == "not_applicable" {
-        return Outcome::NotApplicable { reason: score.reason.clone() };
+    let reason = score.reason.clone();
+    match (score.outcome.as_str(), score.value) {
+        ("scored", Some(value)) => Outcome::Scored { value, raw: score.raw, label: score.label.clone(), passed: score.passed, reason },
+        ("not_applicable", _) => Outcome::NotApplicable { reason },
+        _ => Outcome::Failed { reason },
     }
-    Outcome::Scored { value: score.value.unwrap_or_default(), raw: score.raw, label: score.label.clone(), passed: score.passed, reason: score.reason.clone() }
 }

@@ -81,16 +81,18 @@ pub fn run<'a>(monitor: &'a Monitor, services: &'a Services, order: &'a Order) -
 }
 
 async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Result<RunReport, Closed> {
-    let started = services.clock.now();
-    // A dry run judges nothing, so it needs no prompts.
-    let metrics = if order.dry_run { Arc::clone(&monitor.metrics) } else { monitor.pinned().await };
-    let books = Books::new(monitor, metrics, services, order);
+    let (started, since) = (services.clock.now(), tokio::time::Instant::now());
     let timeout = monitor.spec.schedule.timeout;
     // Every line that is logged below says whose it is.
     let span = tracing::info_span!("run", monitor = %monitor.spec.name, run = %order.run.id);
-    let worked = match tokio::time::timeout(timeout.0, work(&books).instrument(span)).await {
-        Ok(worked) => worked,
-        Err(_) => Err(Stopped::Timeout(timeout)),
+    // A dry run judges nothing, so it needs no prompts. Metrics that are asked who they are take of the run's own time.
+    let pinned =
+        if order.dry_run { Some(Arc::clone(&monitor.metrics)) } else { tokio::time::timeout(timeout.0, monitor.pinned().instrument(span.clone())).await.ok() };
+    let in_time = pinned.is_some();
+    let books = Books::new(monitor, pinned.unwrap_or_else(|| Arc::clone(&monitor.metrics)), services, order);
+    let worked = match timeout.0.checked_sub(since.elapsed()).filter(|_| in_time) {
+        Some(left) => tokio::time::timeout(left, work(&books).instrument(span)).await.unwrap_or(Err(Stopped::Timeout(timeout))),
+        None => Err(Stopped::Timeout(timeout)),
     };
     if matches!(worked, Err(Stopped::Closed(_))) {
         return Err(Closed);
@@ -254,12 +256,15 @@ async fn judge(books: &Books<'_>, item: Drawn) -> Result<ItemOutcome, Stopped> {
     let mut judging = Judging::new(books.monitor, run_id, &item);
     let beyond = Beyond::of(books.monitor, &item.trace, &item.case);
     let mut scores: Vec<NewScore> = Vec::with_capacity(books.metrics.len());
+    let mut stale = Vec::new();
     for (at, judge) in books.metrics.iter().enumerate() {
         if judge.price == Price::Paid {
             // An answer that cannot be stored would be paid for twice.
             books.services.store.wait_until_well().await?;
         }
-        let mut judged = judging.by(judge).await;
+        let found = judging.by(judge).await;
+        stale.extend(found.stale);
+        let mut judged = found.scores;
         if judged.is_empty() {
             continue;
         }
@@ -271,11 +276,12 @@ async fn judge(books: &Books<'_>, item: Drawn) -> Result<ItemOutcome, Stopped> {
         if judge.price == Price::Paid && judging.pays_after(at) {
             let scores = std::mem::take(&mut scores);
             books.note(&scores);
-            books.services.store.record_outcome(books.outcome(&item, scores, None)).await?;
+            let outcome = books.outcome(&item, scores, None);
+            books.services.store.record_outcome(ItemOutcome { stale: std::mem::take(&mut stale), ..outcome }).await?;
         }
     }
     let end = judging.end(books.services.now_us());
-    Ok(books.outcome(&item, scores, Some(end)))
+    Ok(ItemOutcome { stale, ..books.outcome(&item, scores, Some(end)) })
 }
 
 /// Items that were drawn before and are not decided. A run that publishes nothing leaves alone what is to be published.

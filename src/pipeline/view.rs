@@ -85,8 +85,10 @@ impl Object for Step {
         self.0.first()?.get_item_opt(key)
     }
 
+    /// The fields of the first, so that a step shows as what its name gives.
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Empty
+        let fields = self.0.first().and_then(|first| first.try_iter().ok());
+        fields.map_or(Enumerator::Empty, |fields| Enumerator::Values(fields.collect()))
     }
 }
 
@@ -144,4 +146,26 @@ fn outcome_fields(outcome: &Outcome) -> BTreeMap<&'static str, Value> {
         fields.extend(passed.map(|passed| ("passed", Value::from(passed))));
     }
     fields
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_step_shows_as_its_first_time_and_is_found_by_name_and_number() {
+        let step = |id: &str, output: &str| json!({ "id": id, "name": "retrieve", "type": "SPAN", "start": "2026-01-01T00:00:00Z", "output": output });
+        let given = json!({ "id": "t", "timestamp": "2026-01-01T00:00:00Z", "observations": [step("a", "one"), step("b", "two")] });
+        let view = trace(&serde_json::from_value(given).unwrap(), &Patterns::new());
+        let sent = serde_json::to_value(&view).unwrap();
+        assert_eq!((&sent["steps"]["retrieve"]["id"], &sent["steps"]["retrieve"]["output"]), (&json!("a"), &json!("one")));
+        assert_eq!(sent["observations"][1]["output"], "two");
+        let text = |template: &str| crate::util::template::Template::new(template).unwrap().render(&minijinja::context! { trace => view.clone() }).unwrap();
+        assert_eq!(
+            text("{{ trace.steps.retrieve.output }} {{ trace.steps.retrieve[-1].output }}{% if trace.steps.retrieve %} there{% endif %}"),
+            "one two there"
+        );
+    }
 }

@@ -42,8 +42,9 @@ impl Since {
 }
 
 impl Store {
-    /// What lies in a window of one metric's judgements (of all metrics without a name). `values` and `latencies` say
-    /// whether the single figures are wanted, whose cost grows with the window.
+    /// What lies in a window of one metric's judgements (of all metrics without a name). What failed as a whole, under the
+    /// metric's own name, failed for `METRIC.PART` too. `values` and `latencies` say whether the single figures are wanted,
+    /// whose cost grows with the window.
     ///
     /// # Errors
     /// The database's.
@@ -57,6 +58,11 @@ impl Store {
         let count = |name: &str| -> Result<u64> { Ok(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or(0)) };
         let mut tally =
             Tally { with_verdict: count("verdicts")?, passed: count("passed")?, failed: count("failed")?, cost_usd: row.try_get("cost")?, ..Tally::default() };
+        if let Some((whole, _)) = metric.and_then(|metric| metric.split_once('.')) {
+            let text = format!("SELECT count(*) {window} AND outcome = 'failed'");
+            let failed: i64 = sqlx::query_scalar(sql(text)).bind(monitor).bind(whole).bind(since.value()).fetch_one(&self.read).await?;
+            tally.failed += u64::try_from(failed).unwrap_or(0);
+        }
         if values {
             let text = format!("SELECT value {window} AND outcome = 'scored'");
             tally.values = sqlx::query_scalar(sql(text)).bind(monitor).bind(metric).bind(since.value()).fetch_all(&self.read).await?;
@@ -114,12 +120,15 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn judged(&self, monitor: &str, metric: Option<&str>, run_id: &str) -> Result<Vec<Judged>> {
+        // What failed as a whole failed for each part.
+        let whole = metric.and_then(|metric| metric.split_once('.')).map(|(whole, _)| whole);
         let text = format!(
             "SELECT CASE WHEN s.outcome = 'scored' THEN s.value END AS value, CASE WHEN s.outcome = 'scored' THEN s.passed END AS passed,
                 CAST(s.latency_ms AS REAL) AS latency_ms FROM scores s JOIN items i ON i.id = s.item
-            WHERE s.monitor = {MONITOR} AND ($2 IS NULL OR s.metric = $2) AND s.run_id = $3 AND s.outcome IN ('scored', 'failed') AND i.chosen = 0 ORDER BY s.item, s.id"
+            WHERE s.monitor = {MONITOR} AND ($2 IS NULL OR s.metric = $2 OR s.metric = $4 AND s.outcome = 'failed') AND s.run_id = $3
+                AND s.outcome IN ('scored', 'failed') AND i.chosen = 0 ORDER BY s.item, s.id"
         );
-        let rows = sqlx::query(sql(text)).bind(monitor).bind(metric).bind(run_id).fetch_all(&self.read).await?;
+        let rows = sqlx::query(sql(text)).bind(monitor).bind(metric).bind(run_id).bind(whole).fetch_all(&self.read).await?;
         rows.iter().map(|row| Ok(Judged { value: row.try_get("value")?, passed: row.try_get("passed")?, latency_ms: row.try_get("latency_ms")? })).collect()
     }
 

@@ -38,6 +38,12 @@ pub(super) async fn write(db: &mut SqliteConnection, names: &mut Names, outcomes
     for rows in scores.chunks(ROWS) {
         insert_scores(db, rows).await?;
     }
+    let stale: Vec<&String> = outcomes.iter().flat_map(|outcome| &outcome.stale).collect();
+    if !stale.is_empty() {
+        // What was scored was sent, and stays.
+        let sql = "DELETE FROM scores WHERE score_id IN (SELECT value FROM json_each($1)) AND outcome <> 'scored'";
+        sqlx::query(sql).bind(json(&stale)?).execute(&mut *db).await?;
+    }
     for outcome in outcomes {
         // A body that nothing waits for would stay until retention finds it.
         let scored = outcome.scores.iter().any(|score| matches!(score.outcome, Outcome::Scored { .. }));
@@ -199,6 +205,7 @@ mod tests {
             url: None,
             at_us: 2,
             scores: vec![score],
+            stale: Vec::new(),
             queues: ["one", "two"].map(|name| Queue { name: name.to_owned(), wants_item: name == "two" }).into(),
             body: Some((BodyKey::new(key(n), "content"), body(n))),
             end: Some(ItemEnd { decision, reason: format!("attempt {attempt}"), comes_back: n % 3 == 2, counts: true }),

@@ -84,6 +84,8 @@ pub struct ItemOutcome {
     pub url: Option<String>,
     pub at_us: i64,
     pub scores: Vec<NewScore>,
+    /// Ids of failed or inapplicable judgements that these scores take the place of, under other names.
+    pub stale: Vec<String>,
     /// Queues that get each scored outcome.
     pub queues: Arc<[Queue]>,
     /// The item as JSON, where one of the queues wants it.

@@ -4,8 +4,10 @@
 //! Absent on purpose: domain words, wall clocks, settings files.
 
 pub mod backoff;
+pub mod dressed;
 pub mod driven;
 pub mod duration;
+pub mod hidden;
 pub mod http;
 pub mod one_or_many;
 pub mod plugin;

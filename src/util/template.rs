@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Expression, Output, State, UndefinedBehavior, Value, value::ValueKind};
 
+use super::dressed::Dressed;
+
 /// Instructions one rendering may take: some ten thousand loop rounds, about 10 ms. A prompt needs a few hundred.
 const FUEL: u64 = 500_000;
 
@@ -33,6 +35,9 @@ fn format_value(out: &mut Output, _: &mut State, value: &Value) -> Result<(), Er
 }
 
 fn write_value(write: &mut dyn FnMut(&str) -> Result<(), Error>, value: &Value) -> Result<(), Error> {
+    if let Some(dressed) = value.downcast_object_ref::<Dressed>() {
+        return write(&dressed.shown());
+    }
     match value.kind() {
         ValueKind::Undefined => Err(Error::new(ErrorKind::UndefinedError, "undefined value")),
         ValueKind::None => Err(Error::new(ErrorKind::UndefinedError, "the value is null")),

@@ -134,6 +134,45 @@ async fn what_became_of_a_file_is_told_by_what_it_asks_of_the_reader() {
 }
 
 #[tokio::test]
+async fn what_is_written_validates_whatever_the_old_tool_allowed() {
+    let old = LANGFUSE
+        .replace("  Relevancy:\n", "  v1.0 Relevancy:\n")
+        .replace("push_to_langfuse: true", "push_to_langfuse: true\n  metric_names: [HouseStyle, v1.0 Relevancy, Nowhere]")
+        .replace("    team: support", "    team: support\n    component: other");
+    let (site, output) = imported(&old, &[]).await;
+    line(&output.stderr, &["metrics_config.v1.0 Relevancy", "`v1_0 Relevancy`", "no dot"]);
+    line(&output.stderr, &["publishing.metric_names", "`HouseStyle` is left out"]);
+    line(&output.stderr, &["publishing.metric_names", "`Nowhere` is left out"]);
+    line(&output.stderr, &["evaluation.metadata.component", "`source.component`"]);
+    let monitor = std::fs::read_to_string(site.path("monitors/support_answers.yaml")).unwrap();
+    line(&monitor, &["metrics: [v1_0 Relevancy]"]);
+    assert_eq!(monitor.matches("component:").count(), 1, "{monitor}");
+    site.run(&["validate"]).await.expect(0);
+
+    let only = LANGFUSE.replace("push_to_langfuse: true", "push_to_langfuse: true\n  experiment: { dataset_name: d, metrics: [HouseStyle] }");
+    let (site, output) = imported(&only, &[]).await;
+    line(&output.stderr, &["publishing.experiment.metrics", "the scores of all metrics are sent"]);
+    site.run(&["validate"]).await.expect(0);
+
+    let wide = JOIN.replace("max_concurrent: 2", "max_concurrent: 50").replace("on_conflict: upsert", "on_conflict: upsert\n    chunk_size: 50000");
+    let (mut site, output) = imported(&wide, &[]).await;
+    line(&output.stderr, &["source.max_concurrent", "32 is the most"]);
+    line(&output.stderr, &["publishing.database.chunk_size", "10000 is the most"]);
+    site.env.push(("DATABASE_URL".to_owned(), "postgres://localhost/any".to_owned()));
+    site.run(&["validate"]).await.expect(0);
+}
+
+#[tokio::test]
+async fn what_is_written_and_does_not_validate_is_told() {
+    let site = Site::new().await;
+    site.write("old.yaml", LANGFUSE.replace("  interval_minutes: 60", "  cron: \"61 * * * *\""));
+    let output = site.run(&["import", "old.yaml"]).await.expect(1);
+    line(&output.stdout, &["cron: \"61 * * * *\""]);
+    let (_, faults) = output.stderr.split_once("the monitor does not validate as it is:").expect("what is wrong with it");
+    line(faults, &["support_answers.yaml:"]);
+}
+
+#[tokio::test]
 async fn a_neon_file_reads_only_what_is_new() {
     let (site, output) = imported(NEON, &[]).await;
     line(&output.stderr, &["source.neon_query", "window of its own"]);

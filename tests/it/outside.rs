@@ -21,18 +21,18 @@ fn example(name: &str) -> String {
 }
 
 /// A file source with these outputs, one item each: `i0`, `i1` ...
-fn items(site: &Site, outputs: &[&str]) -> Value {
+pub fn items(site: &Site, outputs: &[&str]) -> Value {
     let at = Timestamp::now() - SignedDuration::from_mins(9);
     let line = |(n, output): (usize, &&str)| json!({ "id": format!("i{n}"), "timestamp": at.to_string(), "input": "?", "output": output }).to_string() + "\n";
     site.write("items.jsonl", outputs.iter().enumerate().map(line).collect::<String>());
     json!({ "schedule": { "every": "1h" }, "source": { "type": "file", "path": "items.jsonl", "settle": "0s" } })
 }
 
-fn exec(script: &str, rest: Value) -> Value {
+pub fn exec(script: &str, rest: Value) -> Value {
     with(json!({ "name": "m", "type": "exec", "command": ["python3", script] }), rest)
 }
 
-async fn rows(site: &Site) -> Vec<(String, String, String, Value)> {
+pub async fn rows(site: &Site) -> Vec<(String, String, String, Value)> {
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
     let mut rows: Vec<_> = site.export(&[]).await.iter().map(|row| (text(row, "item_id"), text(row, "metric"), text(row, "outcome"), row.clone())).collect();
     rows.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
@@ -125,7 +125,7 @@ async fn whatever_a_process_does_each_item_ends_with_a_score_or_a_reason() {
         (3, "ValueError"),
         (4, "exit code 3; it said last: no disk left"),
         (5, "no answer within 3s"),
-        (6, ""),
+        (6, "cannot be read"),
         (7, "not in [0, 1]"),
         (8, "cannot be read"),
         (9, "more than 4 MiB"),
@@ -148,7 +148,7 @@ async fn a_process_and_its_children_end_with_the_daemon_and_see_no_keys_of_ours(
     let daemon = site.daemon().await;
     site.more_runs("m", 1).await;
     let reasons: Vec<String> = rows(&site).await.iter().map(|row| row.3["reason"].as_str().unwrap().to_owned()).collect();
-    assert_eq!(reasons[1], "of-the-metric None");
+    assert_eq!(reasons[1], "*** None", "it has the key, and does not tell it on");
     let pids: Vec<&str> = reasons[0].strip_prefix("pids ").unwrap().split(' ').collect();
     let alive = || pids.iter().filter(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))).count();
     assert_eq!(alive(), 2);

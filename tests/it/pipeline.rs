@@ -283,7 +283,7 @@ async fn filters_leave_out_what_a_monitor_is_not_about() {
     }
 }
 
-fn with_steps(id: &str) -> NewTrace {
+pub fn with_steps(id: &str) -> NewTrace {
     let step = |name: &str, kind, input: Value, output: Value| Child { name: name.to_owned(), kind, input, output };
     NewTrace {
         children: vec![
@@ -384,4 +384,20 @@ async fn what_must_hold_of_steps_is_asked_of_them_alone() {
         assert_eq!(rows[0]["reason"], "`retrieve` occurs 2 times; 1 are the most", "{mode:?}");
         assert_eq!(site.world.llm.answered(), 0);
     }
+}
+
+#[tokio::test]
+async fn a_trace_without_steps_fails_what_must_hold_of_them() {
+    let site = Site::new().await;
+    site.world.langfuse.add(NewTrace::new("bare", Timestamp::now() - minutes(20)));
+    let flow = json!({ "name": "flow", "type": "trace", "must": ["retrieve"] });
+    site.monitor("m", &with(langfuse(), json!({ "metrics": [flow] })));
+    assert_eq!(count(&site.once("m").await, "scored"), 1);
+    let rows = site.export(&[]).await;
+    assert_eq!((rows[0]["passed"].as_bool(), rows[0]["reason"].as_str()), (Some(false), Some("`retrieve` does not occur")), "{rows:?}");
+
+    let file = json!({ "schedule": { "every": "1h" }, "source": { "type": "file", "path": "a.jsonl" }, "metrics": [flow] });
+    site.monitor("m", &file);
+    let said = site.run(&["validate"]).await.expect(1).said();
+    assert!(said.contains("monitors/m.yaml:") && said.contains("the items of a source of type `file` have none"), "{said}");
 }

@@ -1,5 +1,7 @@
 //! `metrics_config:` of the older tool: classes of Python frameworks, by a label each.
 
+use std::collections::BTreeMap;
+
 use super::{
     needs::{Needs, is_known},
     old::{Figure, Section, carried},
@@ -52,8 +54,12 @@ pub(super) struct Pace {
     pub rpm: Option<u64>,
 }
 
-pub(super) fn translate(old: &Section, thresholds: &Section, pace: &Pace, needs: &mut Needs, report: &mut Report) -> List {
+/// The labels of the metrics that the monitor has, each with its name here.
+pub(super) type Names = BTreeMap<String, String>;
+
+pub(super) fn translate(old: &Section, thresholds: &Section, pace: &Pace, needs: &mut Needs, report: &mut Report) -> (List, Names) {
     let mut metrics = List::default();
+    let mut names = Names::new();
     if old.entries().is_empty() && report.faults.is_empty() {
         report.fault(&old.here(), "the monitor has no metrics");
     }
@@ -62,7 +68,16 @@ pub(super) fn translate(old: &Section, thresholds: &Section, pace: &Pace, needs:
         if label.is_empty() {
             report.fault(&of.here(), "the metric needs a label");
         }
-        metric(label, &of, thresholds, pace, &mut metrics, needs, report);
+        let name = name(label, old, &of, report);
+        let made = metric(label, &name, &of, thresholds, pace, needs, report);
+        match made {
+            Some(Made::Ours(metric)) => {
+                names.insert(label.clone(), name);
+                metrics.push(metric);
+            }
+            Some(Made::Stub(todo, metric)) => metrics.push_off(&todo, metric),
+            None => {}
+        }
         of.finish(report);
     }
     if metrics.is_bare() && report.faults.is_empty() {
@@ -77,18 +92,41 @@ pub(super) fn translate(old: &Section, thresholds: &Section, pace: &Pace, needs:
         );
         metrics.push(stand_in);
     }
-    metrics
+    (metrics, names)
 }
 
-fn metric(label: &str, of: &Section, thresholds: &Section, pace: &Pace, metrics: &mut List, needs: &mut Needs, report: &mut Report) {
+/// A label without dots, which part a metric's name from its outcome's, and unlike the others.
+fn name(label: &str, all: &Section, of: &Section, report: &mut Report) -> String {
+    if !label.contains('.') {
+        return label.to_owned();
+    }
+    let plain = |label: &str| label.replace('.', "_");
+    let taken = |name: &str| {
+        all.entries().iter().take_while(|(other, ..)| other != label).any(|(other, ..)| plain(other) == name)
+            || all.entries().iter().any(|(other, ..)| other == name)
+    };
+    let mut names = std::iter::once(plain(label)).chain((2..).map(|n| format!("{}_{n}", plain(label))));
+    let name = names.find(|name| !taken(name)).unwrap_or_else(|| plain(label));
+    report.say(Fate::Changed, &of.here(), format!("`{name}`: a metric's name has no dot here, since `METRIC.PART` names one of several outcomes"));
+    name
+}
+
+/// What came of a metric.
+enum Made {
+    Ours(Map),
+    /// Commented out, below what there is to do.
+    Stub(String, Map),
+}
+
+fn metric(label: &str, name: &str, of: &Section, thresholds: &Section, pace: &Pace, needs: &mut Needs, report: &mut Report) -> Option<Made> {
     let Some(class) = of.text("class", report) else {
         if !of.has("class") {
             report.fault(&of.here(), "`class` is missing");
         }
-        return;
+        return None;
     };
     let mut metric = Map::default();
-    metric.set("name", label);
+    metric.set("name", name);
     let threshold = threshold(label, of, thresholds, report);
     let provider = of.text("llm_provider", report);
     let model = of.text("model_name", report);
@@ -107,7 +145,7 @@ fn metric(label: &str, of: &Section, thresholds: &Section, pace: &Pace, metrics:
                 ),
             );
             asks_for(wants, of, report);
-            metrics.push(metric);
+            Some(Made::Ours(metric))
         }
         Some(Ours::Free(kind, wants)) => {
             metric.set("type", kind);
@@ -117,7 +155,7 @@ fn metric(label: &str, of: &Section, thresholds: &Section, pace: &Pace, metrics:
             }
             report.say(Fate::Taken, &of.place("class"), format!("type: {kind}"));
             asks_for(wants, of, report);
-            metrics.push(metric);
+            Some(Made::Ours(metric))
         }
         None => {
             let name = class.rsplit('.').next().unwrap_or_default();
@@ -133,7 +171,7 @@ fn metric(label: &str, of: &Section, thresholds: &Section, pace: &Pace, metrics:
             for key in ["llm_provider", "model_name"] {
                 of.drop(key, "the command chooses its model", report);
             }
-            metrics.push_off(&todo(include_str!("todo/exec.txt"), &shown), metric);
+            Some(Made::Stub(todo(include_str!("todo/exec.txt"), &shown), metric))
         }
     }
 }

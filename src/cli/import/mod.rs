@@ -10,7 +10,9 @@ mod old;
 mod publish;
 mod report;
 mod scored;
+mod slack;
 mod source;
+mod sql;
 mod translate;
 mod yaml;
 
@@ -18,9 +20,12 @@ use std::path::{Path, PathBuf};
 
 use self::translate::Translation;
 use super::{Failure, Overrides, print};
-use crate::util::{
-    text::one_line,
-    yaml::{Fault, parse},
+use crate::{
+    config::faults_of_text,
+    util::{
+        text::one_line,
+        yaml::{Fault, parse},
+    },
 };
 
 #[derive(Debug, clap::Args)]
@@ -43,7 +48,9 @@ pub(super) fn import(overrides: &Overrides, arguments: &Arguments) -> Result<(),
     // Before anything is written.
     let target = arguments.out.as_deref().map(|folder| target(folder, &translation)).transpose()?;
     let items = arguments.scored_items.as_deref().map(|csv| scored::import(overrides, csv, &translation)).transpose()?;
-    let monitor = translation.monitor.render();
+    let (monitor, needs) = (translation.monitor.render(), translation.needs.render());
+    let written = target.as_ref().map_or_else(|| format!("{}.yaml", translation.name), |path| path.display().to_string());
+    let faults = faults_of_text(&monitor, &one_line(&written, 200), &needs);
     match &target {
         None => print(&monitor)?,
         Some(path) => write(path, &monitor)?,
@@ -54,11 +61,15 @@ pub(super) fn import(overrides: &Overrides, arguments: &Arguments) -> Result<(),
     if let Some(items) = &items {
         eprint!("\n{}", items.render());
     }
-    let needs = translation.needs.render();
     if !needs.is_empty() {
         eprint!("\n# assayd.yaml needs:\n{needs}");
     }
-    if items.is_some_and(|items| items.is_fruitless()) { Err(Failure::Problems) } else { Ok(()) }
+    if !faults.is_empty() {
+        eprintln!("\nthe monitor does not validate as it is:");
+        faults.iter().for_each(|fault| eprintln!("  {fault}"));
+    }
+    let fruitless = items.is_some_and(|items| items.is_fruitless());
+    if fruitless || !faults.is_empty() { Err(Failure::Problems) } else { Ok(()) }
 }
 
 /// The one document of the old file.

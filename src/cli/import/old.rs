@@ -136,6 +136,17 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// The same where we take no more than so many.
+    pub(super) fn count_up_to(&self, key: &'static str, most: u32, report: &mut Report) -> Option<Figure> {
+        match self.count(key, report)? {
+            Figure::Known(n) if n > f64::from(most) => {
+                report.say(Fate::Changed, &self.place(key), format!("{n} there; {most} is the most here"));
+                Some(Figure::Known(f64::from(most)))
+            }
+            figure => Some(figure),
+        }
+    }
+
     /// A length of time, written as so many of a unit (`m`, `h` ...).
     pub(super) fn time(&self, key: &'static str, unit: &str, report: &mut Report) -> Option<String> {
         match self.figure(key, report)? {

@@ -1,16 +1,20 @@
 //! `publishing:` of the older tool.
 
 use super::{
+    metric::Names,
     needs::Needs,
     old::{Section, carried, carried_all, whole},
     report::{Fate, Report},
-    source::connection_string,
+    sql::connection_string,
     yaml::{List, Map, Yaml},
 };
 use crate::util::text::one_line;
 
+/// Rows of one statement.
+const MOST_ROWS: u32 = 10_000;
+
 /// `source` is the type of our source.
-pub(super) fn translate(old: &Section, source: &str, needs: &mut Needs, report: &mut Report) -> List {
+pub(super) fn translate(old: &Section, source: &str, names: &Names, needs: &mut Needs, report: &mut Report) -> List {
     let mut sinks = List::default();
     let experiment = old.section("experiment", report);
     let database = old.section("database", report);
@@ -19,13 +23,13 @@ pub(super) fn translate(old: &Section, source: &str, needs: &mut Needs, report: 
     let wants_experiment = experiment.is_there() && experiment.is_set("enabled", true, report);
     let on_traces = experiment.is_set("score_on_runtime_traces", false, report);
     if wants_scores || wants_experiment {
-        sinks.push(langfuse(old, &experiment, wants_scores || on_traces, wants_experiment, needs, report));
+        sinks.push(langfuse(old, &experiment, wants_scores || on_traces, wants_experiment, names, needs, report));
     } else {
         for key in ["trace_experiment", "experiment"] {
             old.drop(key, "nothing was published to Langfuse there", report);
         }
         // So that its keys count as known.
-        let _ = langfuse(old, &experiment, false, false, &mut Needs::default(), &mut Report::default());
+        let _ = langfuse(old, &experiment, false, false, names, &mut Needs::default(), &mut Report::default());
     }
     old.taken("push_to_langfuse", "publish, type langfuse: scores on traces", report);
     if wants_scores && source != "langfuse" {
@@ -56,7 +60,7 @@ pub(super) fn translate(old: &Section, source: &str, needs: &mut Needs, report: 
     sinks
 }
 
-fn langfuse(old: &Section, experiment: &Section, scores: bool, with_experiment: bool, needs: &mut Needs, report: &mut Report) -> Map {
+fn langfuse(old: &Section, experiment: &Section, scores: bool, with_experiment: bool, names: &Names, needs: &mut Needs, report: &mut Report) -> Map {
     needs.langfuse();
     let mut sink = Map::default();
     sink.set("type", "langfuse");
@@ -96,21 +100,36 @@ fn langfuse(old: &Section, experiment: &Section, scores: bool, with_experiment: 
         sink.set("trace_calls", true);
     }
     old.taken("trace_experiment", "publish, type langfuse: trace_calls", report);
-    let metrics = match old.texts("metric_names", report) {
-        Some(names) => {
-            old.taken("metric_names", "publish, type langfuse: metrics", report);
-            if experiment.has("metrics") {
-                report.say(Fate::Contradiction, &experiment.place("metrics"), "stands beside `publishing.metric_names`, which won; left out");
-            }
-            Some(names)
+    let (of, key) = if old.has("metric_names") { (old, "metric_names") } else { (experiment, "metrics") };
+    if let Some(named) = of.texts(key, report).filter(|named| !named.is_empty()) {
+        of.taken(key, "publish, type langfuse: metrics", report);
+        let ours = chosen(&named, names, of, key, report);
+        if ours.is_empty() {
+            report.say(Fate::Decide, &of.place(key), "none of them is left, so `metrics` is too: the scores of all metrics are sent");
+        } else {
+            sink.set("metrics", carried_all(ours));
         }
-        None => {
-            experiment.taken("metrics", "publish, type langfuse: metrics", report);
-            experiment.texts("metrics", report)
-        }
-    };
-    sink.set_some("metrics", metrics.filter(|names| !names.is_empty()).map(carried_all));
+    }
+    if key == "metric_names" && experiment.has("metrics") {
+        report.say(Fate::Contradiction, &experiment.place("metrics"), "stands beside `publishing.metric_names`, which won; left out");
+    }
     sink
+}
+
+/// Metrics by the names that they have here. A sink may name none that the monitor does not have.
+fn chosen(named: &[String], names: &Names, of: &Section, key: &str, report: &mut Report) -> Vec<String> {
+    let ours = named.iter().filter_map(|name| {
+        let ours = names.get(name);
+        if ours.is_none() {
+            report.say(
+                Fate::Decide,
+                &of.place(key),
+                format!("`{}` is left out: the monitor has no such metric, or has it commented out; add it here with the metric", one_line(name, 80)),
+            );
+        }
+        ours.cloned()
+    });
+    ours.collect()
 }
 
 const ON_CONFLICT: [&str; 3] = ["do_nothing", "upsert", "error"];
@@ -128,7 +147,7 @@ fn postgres(old: &Section, needs: &mut Needs, report: &mut Report) -> Map {
             report.fault(&old.place("on_conflict"), format!("`{}` is none of {}", one_line(&rule, 40), ON_CONFLICT.join(", ")));
         }
     }
-    sink.set_some("chunk_size", old.count("chunk_size", report));
+    sink.set_some("chunk_size", old.count_up_to("chunk_size", MOST_ROWS, report));
     old.taken("chunk_size", "publish, type postgres: chunk_size", report);
     sink
 }

@@ -75,7 +75,7 @@ pub(super) fn translate(tree: &Node, file: &str, stem: &str) -> Result<Translati
 
     let (concurrency, pace) = pace(&evaluation, &mut report);
     let thresholds = evaluation.section("thresholds", &mut report);
-    let metrics = metric::translate(&top.section("metrics_config", &mut report), &thresholds, &pace, &mut needs, &mut report);
+    let (metrics, names) = metric::translate(&top.section("metrics_config", &mut report), &thresholds, &pace, &mut needs, &mut report);
     monitor.set("metrics", metrics);
     if let Some(concurrency) = concurrency {
         let mut block = Map::default();
@@ -84,7 +84,7 @@ pub(super) fn translate(tree: &Node, file: &str, stem: &str) -> Result<Translati
     }
     evaluation.finish(&mut report);
     let publishing = top.section("publishing", &mut report);
-    let sinks = publish::translate(&publishing, key.kind, &mut needs, &mut report);
+    let sinks = publish::translate(&publishing, key.kind, &names, &mut needs, &mut report);
     publishing.finish(&mut report);
     if !sinks.is_empty() {
         monitor.set("publish", sinks);
@@ -262,6 +262,10 @@ fn labels(evaluation: &Section, labels: &mut Map, report: &mut Report) {
         let place = super::report::Place { at: at.clone(), key: format!("evaluation.metadata.{key}") };
         match &value.value {
             Value::Seq(_) | Value::Map(_) | Value::Null => report.say(Fate::Decide, &place, "labels are texts: this one is not, and is left out"),
+            _ if labels.has(key) => {
+                labels.set(key, whole(value));
+                report.say(Fate::Contradiction, &place, format!("stands beside `source.{}`, which is a label too: this one is taken", one_line(key, 60)));
+            }
             _ => {
                 labels.set(key, whole(value));
                 report.say(Fate::Changed, &place, "a label of the monitor");

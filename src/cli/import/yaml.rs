@@ -110,8 +110,17 @@ impl List {
 }
 
 impl Map {
+    /// In the place of what the key had, if it was set.
     pub(super) fn set(&mut self, key: &str, value: impl Into<Yaml>) {
-        self.0.push(Line::Of((key.to_owned(), value.into())));
+        let set = self.0.iter_mut().find_map(|line| if let Line::Of((known, set)) = line { (known == key).then_some(set) } else { None });
+        match set {
+            Some(set) => *set = value.into(),
+            None => self.0.push(Line::Of((key.to_owned(), value.into()))),
+        }
+    }
+
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.0.iter().any(|line| matches!(line, Line::Of((known, _)) if known == key))
     }
 
     /// Sets what there is.

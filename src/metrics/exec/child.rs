@@ -1,166 +1,45 @@
-//! One process and who waits for it.
+//! One process, from its start to its end.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
     process::{ExitStatus, Stdio},
-    sync::Arc,
     time::Duration,
 };
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, prlimit};
+use rustix::process::{Resource, Rlimit, prlimit};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{
     io::{AsyncWriteExt, BufReader},
     process::{ChildStderr, ChildStdin, ChildStdout, Command},
-    sync::{mpsc, oneshot},
     time::Instant,
 };
 
 use super::{
     Spec,
+    answer::{self, Flight, Flights, stray},
+    group::{Group, Groups},
+    keep::Broken,
     lines::{Line, Lines},
-    outside::Answer,
+    queue::{Fault, Hello, Queue, Waiting},
 };
-use crate::util::{
-    backoff::{self, Policy},
-    secret::ExposeSecret,
-    text,
-};
+use crate::util::{secret::ExposeSecret, text};
 
 /// Of a message from the process.
 const LONGEST: usize = 4 << 20;
-/// A process that nobody asks for this long is ended; the next item starts it anew.
-const IDLE: Duration = Duration::from_secs(3600);
 /// Between the end of its input and being killed.
 const GRACE: Duration = Duration::from_secs(2);
+/// What a process that has ended said before may still be in its pipes; but another may hold them, and write for ever.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+const LAST_LINES: usize = 1000;
 /// How often an item is given to a process: the first may have died of another item, so the second has it alone.
 const TRIES: u32 = 2;
-/// One that ended so often in a row without an answer is not to be blamed on the items.
-const DEFECTIVE: u32 = 6;
-/// Between two starts that failed.
-const RESTART: Policy = Policy { attempts: u32::MAX, max_elapsed: Duration::MAX, base: Duration::from_secs(1), cap: Duration::from_secs(60) };
 /// What a program needs to run at all.
 const HANDED_ON: [&str; 12] =
     ["PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR", "LD_LIBRARY_PATH"];
 
-/// What the process says first: `{"hello": {"name": .., "version": ..}}`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct Hello {
-    pub name: String,
-    #[serde(default)]
-    pub version: String,
-}
-
-/// Why there is no answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// Nobody could be judged: there is no process to ask.
-    Blocked(String),
-    /// This item could not.
-    Failed(String),
-}
-
-type Reply<T> = oneshot::Sender<Result<T, Fault>>;
-
-pub(super) enum Ask {
-    Hello(Reply<Hello>),
-    /// The answer comes with the time it took.
-    Item {
-        item: Value,
-        timeout: Duration,
-        answer: Reply<(Answer, Duration)>,
-    },
-}
-
-impl Ask {
-    fn refuse(self, fault: Fault) {
-        // Who asked may be gone.
-        match self {
-            Self::Hello(answer) => drop(answer.send(Err(fault))),
-            Self::Item { answer, .. } => drop(answer.send(Err(fault))),
-        }
-    }
-}
-
-/// An item that the process has.
-struct Flight {
-    item: Value,
-    timeout: Duration,
-    answer: Reply<(Answer, Duration)>,
-    since: Instant,
-    tries: u32,
-}
-
-/// An item that waits for the process, and how often it was given to one.
-struct Waiting {
-    ask: Ask,
-    tries: u32,
-}
-
-/// Everything that asks for the process, until nobody can any more.
-pub(super) async fn keep(spec: Arc<Spec>, mut asked: mpsc::Receiver<Ask>) {
-    let mut waiting: VecDeque<Waiting> = VecDeque::new();
-    let mut failures = 0;
-    loop {
-        if waiting.is_empty() {
-            match asked.recv().await {
-                Some(ask) => waiting.push_back(Waiting { ask, tries: 0 }),
-                None => return,
-            }
-        }
-        let failed = match Child::start(&spec).await {
-            Ok(child) => child.serve(&spec, &mut asked, &mut waiting).await,
-            Err(reason) => {
-                tracing::warn!(command = spec.name(), %reason, "a metric's process could not be started");
-                Err(Broken { started: false, reason })
-            }
-        };
-        let Err(Broken { started, reason }) = failed else {
-            failures = 0;
-            continue;
-        };
-        failures += 1;
-        if started && failures < DEFECTIVE {
-            tokio::time::sleep(pause(failures)).await;
-            continue;
-        }
-        waiting.drain(..).for_each(|waiting| waiting.ask.refuse(Fault::Blocked(reason.clone())));
-        if !refuse_for_a_while(&mut asked, failures, &reason).await {
-            return;
-        }
-    }
-}
-
-/// A process that has failed without an answer.
-struct Broken {
-    /// It had said hello.
-    started: bool,
-    reason: String,
-}
-
-fn pause(failures: u32) -> Duration {
-    RESTART.wait(failures, Duration::ZERO, None, backoff::chance()).unwrap_or(RESTART.cap)
-}
-
-/// False when nobody can ask any more.
-async fn refuse_for_a_while(asked: &mut mpsc::Receiver<Ask>, failures: u32, reason: &str) -> bool {
-    let pause = tokio::time::sleep(pause(failures));
-    tokio::pin!(pause);
-    loop {
-        tokio::select! {
-            () = &mut pause => return true,
-            ask = asked.recv() => match ask {
-                Some(ask) => ask.refuse(Fault::Blocked(reason.to_owned())),
-                None => return false,
-            }
-        }
-    }
-}
-
 /// A running process that has said hello.
-struct Child {
-    process: Group,
+pub(super) struct Child {
+    group: Group,
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
     errors: Lines<BufReader<ChildStderr>>,
@@ -168,12 +47,6 @@ struct Child {
     /// The last thing it said about itself.
     last_words: String,
     hello: Hello,
-}
-
-/// Who may be told to the process now. One whose process died has the next one to itself: then it is known who it was.
-fn next_in_line(waiting: &mut VecDeque<Waiting>, flights: &BTreeMap<u64, Flight>, concurrency: usize) -> Option<Waiting> {
-    let alone = flights.values().any(|flight| flight.tries > 1);
-    waiting.pop_front_if(|next| flights.len() < concurrency && !alone && (next.tries == 0 || flights.is_empty()))
 }
 
 /// Why a process is no longer asked.
@@ -187,7 +60,7 @@ enum End {
 }
 
 impl Child {
-    async fn start(spec: &Spec) -> Result<Self, String> {
+    pub(super) async fn start(spec: &Spec, groups: &Groups) -> Result<Self, String> {
         let (program, arguments) = spec.command.split_first().ok_or("there is no command")?;
         let mut command = Command::new(program);
         command.args(arguments).current_dir(&spec.dir).env_clear();
@@ -196,15 +69,15 @@ impl Child {
         // A group of its own: its children end with it, and a Ctrl-C in our terminal is not theirs.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
         let mut process = command.spawn().map_err(|error| format!("cannot be started: {error}"))?;
-        let pid = process.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        if let (Some(pid), Some(bytes)) = (pid, spec.memory) {
+        let (input, output, errors) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
+        let group = Group::new(process, groups);
+        if let (Some(pid), Some(bytes)) = (group.pid(), spec.memory) {
             let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
             prlimit(Some(pid), Resource::As, limit).map_err(|error| format!("its memory cannot be limited: {error}"))?;
         }
-        let (input, output, errors) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
         let (Some(input), Some(output), Some(errors)) = (input, output, errors) else { return Err("it has no pipes".to_owned()) };
         let mut child = Self {
-            process: Group { process, pid },
+            group,
             input,
             output: Lines::new(BufReader::new(output), LONGEST),
             errors: Lines::new(BufReader::new(errors), 64 << 10),
@@ -228,64 +101,80 @@ impl Child {
         struct First {
             hello: Hello,
         }
+        let told = |text: &str| text::one_line(&spec.hidden.out_of(text), 100);
         loop {
             tokio::select! {
                 line = self.output.next() => match line {
                     Ok(Some(Line::Whole(line))) => match serde_json::from_str::<First>(&line) {
-                        Ok(First { hello }) => return Ok(Hello { name: text::one_line(&hello.name, 100), version: text::one_line(&hello.version, 100) }),
+                        Ok(First { hello }) => return Ok(Hello { name: told(&hello.name), version: told(&hello.version) }),
                         Err(_) => stray(spec, &line),
                     },
                     Ok(Some(Line::TooLong)) => {}
-                    Ok(None) | Err(_) => return Err(self.end().await),
+                    Ok(None) | Err(_) => return Err(self.end(spec).await),
                 },
                 line = self.errors.next(), if self.errors_open => self.note(spec, line.ok().flatten()),
+                _ = self.group.process.wait() => return Err(self.end(spec).await),
             }
         }
     }
 
     /// Answers until the process ends or is not needed; an error where it never answered.
-    async fn serve(mut self, spec: &Spec, asked: &mut mpsc::Receiver<Ask>, waiting: &mut VecDeque<Waiting>) -> Result<(), Broken> {
-        let mut flights: BTreeMap<u64, Flight> = BTreeMap::new();
-        let (mut next, mut answered, mut open) = (0, false, true);
+    pub(super) async fn serve(mut self, spec: &Spec, queue: &mut Queue) -> Result<(), Broken> {
+        let mut flights = Flights::new();
+        let (mut next, mut answered) = (0, false);
         let mut out: Vec<u8> = Vec::new();
+        // It has nothing to do, however much it says on standard error.
+        let mut idle_since = Instant::now();
+        // It has ended, or takes nothing more: until then what it said before is waited for.
+        let mut gone: Option<Instant> = None;
         let end = loop {
-            while let Some(Waiting { ask, tries }) = next_in_line(waiting, &flights, spec.concurrency) {
-                match ask {
-                    Ask::Hello(answer) => drop(answer.send(Ok(self.hello.clone()))),
-                    Ask::Item { item, timeout, answer } if !answer.is_closed() => {
-                        out.extend_from_slice(json!({ "id": next, "item": item }).to_string().as_bytes());
-                        out.push(b'\n');
-                        flights.insert(next, Flight { item, timeout, answer, since: Instant::now(), tries: tries + 1 });
-                        next += 1;
-                    }
-                    Ask::Item { .. } => {}
+            queue.curious.drain(..).for_each(|curious| drop(curious.send(Ok(self.hello.clone()))));
+            while gone.is_none()
+                && let Some(Waiting { item, tries }) = next_in_line(queue, &flights, spec.concurrency)
+            {
+                if item.answer.is_closed() {
+                    continue;
                 }
+                if let Some(by) = item.by.as_ref().filter(|by| **by != self.hello) {
+                    let reason = format!("the process now is {}, and this run is judged by {by}", self.hello);
+                    item.refuse(Fault::Blocked(reason));
+                    continue;
+                }
+                out.extend_from_slice(json!({ "id": next, "item": item.item }).to_string().as_bytes());
+                out.push(b'\n');
+                flights.insert(next, Flight { item, since: Instant::now(), tries: tries + 1 });
+                next += 1;
             }
-            if !open && flights.is_empty() && waiting.is_empty() {
+            if !queue.open && flights.is_empty() && queue.waiting.is_empty() {
                 break End::Closed;
             }
-            let late = flights.iter().map(|(id, flight)| (flight.since + flight.timeout, *id)).min();
-            let until = late.map_or_else(|| Instant::now() + IDLE, |(at, _)| at);
+            if !flights.is_empty() {
+                idle_since = Instant::now();
+            }
+            let late = flights.iter().map(|(id, flight)| (flight.since + flight.item.timeout, *id)).min();
+            let until = late.map_or(idle_since + spec.idle, |(at, _)| at);
+            let until = gone.map_or(until, |gone| gone.min(until));
             tokio::select! {
                 line = self.output.next() => match line {
-                    Ok(Some(Line::Whole(line))) => answered |= answer(spec, &line, &mut flights),
+                    Ok(Some(Line::Whole(line))) => answered |= answer::read(spec, &line, &mut flights),
                     Ok(Some(Line::TooLong)) => break End::Broken(format!("it answered with more than {} MiB", LONGEST >> 20)),
-                    Ok(None) | Err(_) => break End::Broken(self.end().await),
+                    Ok(None) | Err(_) => break End::Broken(self.end(spec).await),
                 },
                 line = self.errors.next(), if self.errors_open => self.note(spec, line.ok().flatten()),
-                written = self.input.write(&out), if !out.is_empty() => match written {
+                // Its output may stay open: what it has started may hold it.
+                _ = self.group.process.wait(), if gone.is_none() => gone = Some(Instant::now() + LAST_WORDS),
+                written = self.input.write(&out), if !out.is_empty() && gone.is_none() => match written {
                     Ok(written @ 1..) => drop(out.drain(..written)),
-                    _ => break End::Broken(self.end().await),
+                    _ => gone = Some(Instant::now() + LAST_WORDS),
                 },
-                ask = asked.recv(), if open && waiting.is_empty() => match ask {
-                    Some(ask) => waiting.push_back(Waiting { ask, tries: 0 }),
-                    None => open = false,
-                },
+                () = queue.take() => {}
                 () = tokio::time::sleep_until(until) => match late {
+                    _ if gone.is_some_and(|gone| gone <= until) => break End::Broken(self.end(spec).await),
                     None => break End::Idle,
                     Some((_, id)) => {
-                        if let Some(flight) = flights.remove(&id) {
-                            let _ = flight.answer.send(Err(Fault::Failed(format!("no answer within {:?}", flight.timeout))));
+                        if let Some(Flight { item, .. }) = flights.remove(&id) {
+                            let timeout = item.timeout;
+                            item.refuse(Fault::Failed(format!("no answer within {timeout:?}")));
                         }
                         break End::Broken("it took too long for an item, and was ended".to_owned());
                     }
@@ -300,10 +189,8 @@ impl Child {
             End::Broken(reason) => {
                 tracing::warn!(command = spec.name(), %reason, "a metric's process is started anew");
                 // Given to the next process in their order, before those that came later.
-                for flight in flights.into_values().rev() {
-                    let Flight { item, timeout, answer, tries, .. } = flight;
-                    let ask = Ask::Item { item, timeout, answer };
-                    if tries < TRIES { waiting.push_front(Waiting { ask, tries }) } else { ask.refuse(Fault::Failed(reason.clone())) }
+                for Flight { item, tries, .. } in flights.into_values().rev() {
+                    if tries < TRIES { queue.waiting.push_front(Waiting { item, tries }) } else { item.refuse(Fault::Failed(reason.clone())) }
                 }
                 if answered { Ok(()) } else { Err(Broken { started: true, reason }) }
             }
@@ -313,26 +200,35 @@ impl Child {
     /// Into the log; what the process writes is text from outside.
     fn note(&mut self, spec: &Spec, line: Option<Line>) {
         match line {
-            Some(Line::Whole(line)) if !line.trim().is_empty() => {
-                self.last_words = text::one_line(&line, 500);
-                tracing::info!(command = spec.name(), "{}", self.last_words);
+            Some(line) => {
+                if self.remember(spec, line) {
+                    tracing::info!(command = spec.name(), "{}", self.last_words);
+                }
             }
-            Some(_) => {}
             // It closed this pipe and may go on: the other one says when it ends.
             None => self.errors_open = false,
         }
     }
 
+    /// True where the line says anything.
+    fn remember(&mut self, spec: &Spec, line: Line) -> bool {
+        let Line::Whole(line) = line else { return false };
+        let said = !line.trim().is_empty();
+        if said {
+            self.last_words = text::one_line(&spec.hidden.out_of(&line), 500);
+        }
+        said
+    }
+
     /// How it ended, or had to be ended.
-    async fn end(&mut self) -> String {
-        let status = tokio::time::timeout(GRACE, self.process.process.wait()).await;
-        // What it said last may still be in the pipe.
-        while let Ok(Ok(Some(line))) = tokio::time::timeout(Duration::from_millis(50), self.errors.next()).await {
-            if let Line::Whole(line) = line
-                && !line.trim().is_empty()
-            {
-                self.last_words = text::one_line(&line, 500);
-            }
+    async fn end(&mut self, spec: &Spec) -> String {
+        let status = tokio::time::timeout(GRACE, self.group.process.wait()).await;
+        // Whoever of its children is left would hold its pipes.
+        self.group.end();
+        let deadline = Instant::now() + LAST_WORDS;
+        for _ in 0..LAST_LINES {
+            let Ok(Ok(Some(line))) = tokio::time::timeout_at(deadline, self.errors.next()).await else { break };
+            self.remember(spec, line);
         }
         let how = match status {
             Ok(Ok(status)) => format!("it ended: {}", described(status)),
@@ -348,8 +244,14 @@ impl Child {
     /// Its input ends; it is killed if it does not take the hint.
     async fn part(mut self) {
         drop(self.input);
-        let _ = tokio::time::timeout(GRACE, self.process.process.wait()).await;
+        let _ = tokio::time::timeout(GRACE, self.group.process.wait()).await;
     }
+}
+
+/// Who may be told to the process now. One whose process died has the next one to itself: then it is known who it was.
+fn next_in_line(queue: &mut Queue, flights: &Flights, concurrency: usize) -> Option<Waiting> {
+    let alone = flights.values().any(|flight| flight.tries > 1);
+    queue.waiting.pop_front_if(|next| flights.len() < concurrency && !alone && (next.tries == 0 || flights.is_empty()))
 }
 
 fn described(status: ExitStatus) -> String {
@@ -358,52 +260,5 @@ fn described(status: ExitStatus) -> String {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => format!("signal {signal}"),
         (None, None) => status.to_string(),
-    }
-}
-
-/// One message of the process; true when it was an answer.
-fn answer(spec: &Spec, line: &str, flights: &mut BTreeMap<u64, Flight>) -> bool {
-    #[derive(Deserialize)]
-    struct Message {
-        id: u64,
-        #[serde(flatten)]
-        answer: Answer,
-    }
-    let Ok(Message { id, answer }) = serde_json::from_str::<Message>(line) else {
-        // An answer that is known by its id and cannot be read fails its item at once, instead of after the timeout.
-        let id = serde_json::from_str::<Value>(line).ok().and_then(|value| value.get("id")?.as_u64());
-        match id.and_then(|id| flights.remove(&id)) {
-            Some(flight) => drop(flight.answer.send(Err(Fault::Failed(format!("an answer that cannot be read: {}", text::one_line(line, 300)))))),
-            None => stray(spec, line),
-        }
-        return false;
-    };
-    let Some(flight) = flights.remove(&id) else {
-        stray(spec, line);
-        return false;
-    };
-    let _ = flight.answer.send(Ok((answer, flight.since.elapsed())));
-    true
-}
-
-/// Libraries print.
-fn stray(spec: &Spec, line: &str) {
-    if !line.trim().is_empty() {
-        tracing::info!(command = spec.name(), "on standard output, and no message: {}", text::one_line(line, 300));
-    }
-}
-
-/// A process and all its children: killed when dropped.
-struct Group {
-    process: tokio::process::Child,
-    pid: Option<Pid>,
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(pid) = self.pid {
-            // Nobody is left of a group that ended.
-            let _ = kill_process_group(pid, Signal::KILL);
-        }
     }
 }

@@ -1,32 +1,44 @@
 //! A metric in a process of your own: a child that is started once, told items as JSON lines and answers in any order.
-//! The protocol is in docs/metrics.md; [`child`] keeps the process, [`lines`] reads it.
+//! The protocol is in docs/metrics.md. [`queue`] is who waits for a process, [`keep`] sees to it that there is one,
+//! [`child`] is one from its start to its end, [`group`] what ends with it.
 
+mod answer;
 mod child;
+mod group;
+mod keep;
 mod lines;
+mod processes;
+mod queue;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
-use futures_util::future::BoxFuture;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use self::child::{Ask, Fault, Hello};
-use super::{BuildError, Gives, Judgement, Metric, MetricBuildCx, MetricConfig, MetricCx, MetricKind, Pinned, Price, outside};
+pub use self::processes::{Keeper, Processes};
+use self::queue::{Fault, Hello, Item};
+use super::{BuildError, DataType, Gives, Judgement, Metric, MetricBuildCx, MetricConfig, MetricCx, MetricKind, Pinned, Price, outside, waiting::Waiting};
 use crate::{
     model::{Outcome, Wait},
     util::{
         duration::Human,
+        hidden::Hidden,
         plugin,
         secret::{ExposeSecret, SecretString},
     },
 };
+
+/// A process that nobody asks for this long is ended; the next item starts it anew.
+const IDLE: Duration = Duration::from_secs(3600);
 
 /// A process of your own: items go in as JSON lines, outcomes come out (docs/metrics.md).
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -90,9 +102,11 @@ impl MetricConfig for ExecConfig {
             start_timeout: self.start_timeout.0,
             concurrency: self.concurrency,
             memory: self.memory_mb.map(|mb| mb << 20),
+            idle: IDLE,
+            hidden: Hidden::of(self.env.values()),
         };
         let revision = self.revision(cx);
-        Ok(Arc::new(Exec { processes: cx.processes.clone(), spec: Arc::new(spec), timeout: self.timeout.0, trace: self.trace, revision }))
+        Ok(Arc::new(Exec { processes: cx.processes.clone(), spec: Arc::new(spec), timeout: self.timeout.0, trace: self.trace, revision, by: None }))
     }
 
     fn price(&self) -> Price {
@@ -106,6 +120,11 @@ impl MetricConfig for ExecConfig {
     fn revision(&self, _: &MetricBuildCx<'_>) -> String {
         format!("exec:{:?}\0{}", self.command, self.trace)
     }
+
+    /// A whole trace has its observations.
+    fn templates(&self) -> Vec<&str> {
+        self.trace.then_some("trace.observations").into_iter().collect()
+    }
 }
 
 /// What makes a process.
@@ -118,6 +137,9 @@ pub(in crate::metrics) struct Spec {
     pub concurrency: usize,
     /// Bytes.
     pub memory: Option<u64>,
+    pub idle: Duration,
+    /// What it was given in `env` and must not be told on.
+    pub hidden: Hidden,
 }
 
 impl Spec {
@@ -143,54 +165,6 @@ impl Spec {
     }
 }
 
-/// The processes of all `exec` metrics, by what makes them: a monitor is compiled anew for every run, its process stays.
-#[derive(Debug, Clone)]
-pub struct Processes(Arc<Mutex<Open>>);
-
-#[derive(Debug)]
-struct Open {
-    /// `None` once closed.
-    begin: Option<mpsc::UnboundedSender<Keeper>>,
-    asks: HashMap<blake3::Hash, mpsc::Sender<Ask>>,
-}
-
-/// Keeps one process, for as long as it may be needed; its owner runs it as a task.
-pub type Keeper = BoxFuture<'static, ()>;
-
-impl Processes {
-    /// The caller runs what comes out of the receiver.
-    #[must_use]
-    pub fn new() -> (Self, mpsc::UnboundedReceiver<Keeper>) {
-        let (begin, begun) = mpsc::unbounded_channel();
-        (Self(Arc::new(Mutex::new(Open { begin: Some(begin), asks: HashMap::new() }))), begun)
-    }
-
-    /// For checking settings: starts nothing.
-    #[must_use]
-    pub fn none() -> Self {
-        Self(Arc::new(Mutex::new(Open { begin: None, asks: HashMap::new() })))
-    }
-
-    /// Ends all processes that have nothing to do, the others when they are done.
-    pub fn close(&self) {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        open.begin = None;
-        open.asks.clear();
-    }
-
-    fn of(&self, spec: &Arc<Spec>) -> Option<mpsc::Sender<Ask>> {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = spec.key();
-        if let Some(asks) = open.asks.get(&key).filter(|asks| !asks.is_closed()) {
-            return Some(asks.clone());
-        }
-        let (asks, asked) = mpsc::channel(1);
-        open.begin.as_ref()?.send(Box::pin(child::keep(Arc::clone(spec), asked))).ok()?;
-        open.asks.insert(key, asks.clone());
-        Some(asks)
-    }
-}
-
 #[derive(Clone)]
 struct Exec {
     processes: Processes,
@@ -198,37 +172,61 @@ struct Exec {
     timeout: Duration,
     trace: bool,
     revision: String,
+    /// Whom a run began with.
+    by: Option<Hello>,
+}
+
+fn going_down<E>(_: E) -> Fault {
+    Fault::Blocked("assayd is going down".to_owned())
 }
 
 impl Exec {
-    async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<Result<T, Fault>>) -> Ask) -> Result<T, Fault> {
-        let ended = || Fault::Blocked("assayd is going down".to_owned());
-        let asks = self.processes.of(&self.spec).ok_or_else(ended)?;
+    async fn answer(&self, item: serde_json::Value) -> Result<(outside::Answer, Duration), Fault> {
+        let asks = self.processes.of(&self.spec).ok_or_else(|| going_down(()))?;
         let (answer, answered) = oneshot::channel();
-        asks.send(ask(answer)).await.map_err(|_| ended())?;
-        answered.await.map_err(|_| ended())?
+        asks.items.send(Item { item, timeout: self.timeout, by: self.by.clone(), answer }).await.map_err(going_down)?;
+        answered.await.map_err(going_down)?
+    }
+
+    /// Who the process is, within a bound of its own: a run must not wait for ever for its metrics.
+    async fn hello(&self) -> Result<Hello, Fault> {
+        let most = self.spec.start_timeout.saturating_add(keep::LONGEST_PAUSE);
+        let hello = async {
+            let asks = self.processes.of(&self.spec).ok_or_else(|| going_down(()))?;
+            let (answer, answered) = oneshot::channel();
+            asks.hellos.send(answer).await.map_err(going_down)?;
+            answered.await.map_err(going_down)?
+        };
+        tokio::time::timeout(most, hello).await.unwrap_or_else(|_| Err(Fault::Blocked(format!("no process is ready within {most:?}"))))
+    }
+
+    fn told(&self, reason: &str) -> String {
+        format!("{}: {reason}", self.spec.name())
     }
 }
 
 #[async_trait]
 impl Metric for Exec {
     async fn judge(&self, cx: &MetricCx<'_>) -> Judgement {
-        let item = outside::item(cx, self.trace);
-        let timeout = self.timeout;
-        match self.ask(|answer| Ask::Item { item, timeout, answer }).await {
-            Ok((answer, took)) => answer.judgement(u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
-            Err(Fault::Blocked(reason)) => Outcome::Deferred { reason: format!("{}: {reason}", self.spec.name()), wait: Wait::Judge }.into(),
-            Err(Fault::Failed(reason)) => Outcome::Failed { reason: format!("{}: {reason}", self.spec.name()) }.into(),
+        match self.answer(outside::item(cx, self.trace)).await {
+            Ok((answer, took)) => answer.judgement(u64::try_from(took.as_millis()).unwrap_or(u64::MAX), &self.spec.hidden),
+            Err(Fault::Blocked(reason)) => Outcome::Deferred { reason: self.told(&reason), wait: Wait::Judge }.into(),
+            Err(Fault::Failed(reason)) => Outcome::Failed { reason: self.told(&reason) }.into(),
         }
     }
 
-    /// The name and version that the process says hello with are part of the revision.
+    /// The name and version that the process says hello with are part of the revision, and nobody else judges in this run:
+    /// a score's revision says who gave it.
     async fn pin(&self) -> Option<Pinned> {
-        let revision = match self.ask(Ask::Hello).await {
-            Ok(Hello { name, version }) => format!("{}\0{name}\0{version}", self.revision),
-            // Whoever judges then finds the same and says so.
-            Err(_) => self.revision.clone(),
-        };
-        Some(Pinned { metric: Arc::new(self.clone()), revision, prompt: None })
+        Some(match self.hello().await {
+            Ok(hello) => Pinned {
+                revision: format!("{}\0{}\0{}", self.revision, hello.name, hello.version),
+                metric: Arc::new(Self { by: Some(hello), ..self.clone() }),
+                prompt: None,
+            },
+            Err(Fault::Blocked(reason) | Fault::Failed(reason)) => {
+                Pinned { metric: Arc::new(Waiting { reason: self.told(&reason), data_type: DataType::Numeric }), revision: self.revision.clone(), prompt: None }
+            }
+        })
     }
 }

@@ -5,10 +5,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use minijinja::{
-    Value,
-    value::{Object, ObjectRepr, ValueKind},
-};
+use minijinja::Value;
+
+use crate::util::dressed::{Dress, Dressed};
 
 /// Makes the fences of one prompt, and remembers what it had to cut.
 #[derive(Debug, Clone)]
@@ -42,13 +41,8 @@ impl Fences {
 
     /// A value of any shape: every text in it is fenced where the prompt uses it.
     pub fn value(&self, name: &str, value: &Value) -> Value {
-        match value.kind() {
-            ValueKind::String => Value::from(self.text(name, value.as_str().unwrap_or_default())),
-            ValueKind::Map | ValueKind::Seq | ValueKind::Iterable | ValueKind::Plain => {
-                Value::from_object(Fenced { name: name.into(), value: value.clone(), fences: self.clone() })
-            }
-            _ => value.clone(),
-        }
+        let fence: Arc<dyn Dress> = Arc::new(Fence { name: name.into(), fences: self.clone() });
+        Dressed::value(value, &fence)
     }
 
     /// `context cut from 140000 to 128000 characters`, of each text that stands cut in this prompt.
@@ -60,24 +54,14 @@ impl Fences {
 }
 
 #[derive(Debug)]
-struct Fenced {
+struct Fence {
     name: Box<str>,
-    value: Value,
     fences: Fences,
 }
 
-impl Object for Fenced {
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        let value = self.value.get_item(key).ok().filter(|value| !value.is_undefined())?;
-        Some(self.fences.value(&self.name, &value))
-    }
-
-    fn render(self: &Arc<Self>, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.fences.text(&self.name, &serde_json::to_string(&self.value).unwrap_or_default()))
-    }
-
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Plain
+impl Dress for Fence {
+    fn text(&self, text: &str) -> String {
+        self.fences.text(&self.name, text)
     }
 }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::{DataType, Judge, Judgement, Metric, MetricCx, form::Form};
 use crate::{
-    metrics::{Pinned, Prompts},
+    metrics::{Pinned, Prompts, waiting::Waiting},
     model::{Outcome, PromptRef, PromptUse, PromptVersion, Wait},
 };
 
@@ -53,22 +53,5 @@ impl Metric for Kept {
 
     fn data_type(&self) -> DataType {
         self.judge.data_type()
-    }
-}
-
-/// In the place of a judge that has no prompt: its items come back.
-struct Waiting {
-    reason: String,
-    data_type: DataType,
-}
-
-#[async_trait]
-impl Metric for Waiting {
-    async fn judge(&self, _: &MetricCx<'_>) -> Judgement {
-        Outcome::Deferred { reason: self.reason.clone(), wait: Wait::Judge }.into()
-    }
-
-    fn data_type(&self) -> DataType {
-        self.data_type
     }
 }

@@ -151,7 +151,7 @@ impl Story {
             .iter()
             .map(|(name, outcome)| (name.as_str(), minijinja::context! { reason => outcome.reason(), outcome => outcome.kind(), value => 0.25 }))
             .collect();
-        let view = minijinja::context! { scores => scores, trace => minijinja::context! { note => "from the trace" } };
+        let view = minijinja::context! { scores => scores, trace => minijinja::context! { note => "from the trace", turns => vec!["hi", "ho"] } };
         let call = CallCx { monitor: "m", metric: "helpful", run_id: "r", item_id: "i", budgets: &[] };
         let cx = MetricCx { case: &self.case, view: &view, latency_ms: None, cost_usd: None, observations: &[], scores: &self.scores, call };
         let judgement = judge.judge(&cx).await;
@@ -292,6 +292,16 @@ async fn a_text_that_was_cut_is_told_with_the_score() {
     let (judgement, asked) = Story { prompt: "{{ context }}", case, ..Story::default() }.told([score(4.0)]).await;
     assert_eq!(judgement.outcomes[0].outcome.reason(), "4 it is (context cut from 3000 to 1000 characters)", "the output is cut too, but not in this prompt");
     assert!(asked[0].messages[0].text.contains("[... 2000 characters left out ...]"));
+}
+
+#[tokio::test]
+async fn a_prompt_loops_over_what_is_fenced_turn_by_turn() {
+    let prompt = "{% for turn in trace.turns %}{{ loop.index }}: {{ turn }}\n{% endfor %}";
+    let (_, asked) = Story { prompt, ..Story::default() }.told([score(4.0)]).await;
+    let text = &asked[0].messages[0].text;
+    let turns: Vec<&str> = text.split("<<<BEGIN trace ").skip(1).map(|turn| turn.lines().nth(1).unwrap()).collect();
+    assert_eq!(turns, ["hi", "ho"], "{text}");
+    assert!(text.starts_with("1: <<<BEGIN trace ") && text.contains("\n2: <<<BEGIN trace "), "{text}");
 }
 
 #[tokio::test]
