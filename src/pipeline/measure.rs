@@ -8,7 +8,7 @@ use super::{Monitor, Services};
 use crate::{
     alerting::{AlertMemory, BUILTINS, Builtin, Health, Hold, Observed, Rule, Statistic, Verdict, step},
     config::{AlertSpec, For, NotifyTarget, Over},
-    model::{AlertEvent, AlertLine, Route, RunReport, RunStatus, Severity, WorstItem},
+    model::{AlertEvent, AlertLine, PromptUse, Route, RunReport, RunStatus, Severity, WorstItem},
     store::{AlertRow, NewNotice, Since},
     util::duration::Human,
 };
@@ -74,7 +74,7 @@ pub(super) async fn alerts(
     for evaluation in evaluations {
         let before = memories.remove(evaluation.name).unwrap_or_default();
         let mut after = step(&before, &evaluation.rule, &evaluation.observed, now, &report.run_id);
-        let prompt = evaluation.metric.and_then(|metric| report.prompts.get(metric));
+        let prompt = evaluation.metric.and_then(|metric| prompt_of(monitor, report, metric));
         after.memory.see_prompt(prompt, matches!(after.verdict, Verdict::Notify(..)));
         let reason = format!("{}; {}", evaluation.summary, after.verdict.reason());
         moved.lines.push(AlertLine { name: evaluation.name.to_owned(), state: after.memory.state, reason: reason.clone() });
@@ -214,6 +214,13 @@ async fn health(
         dead_rows_new,
         dead_rows,
     })
+}
+
+/// The prompt behind a metric: of the judge that gives it, or of the first part of a metric that is made of others.
+fn prompt_of<'a>(monitor: &Monitor, report: &'a RunReport, metric: &str) -> Option<&'a PromptUse> {
+    let spec = monitor.spec.metrics.iter().find(|spec| spec.config.gives().may_give(&spec.name, metric))?;
+    // Parts stand above what is made of them, so this ends.
+    report.prompts.get(&spec.name).or_else(|| spec.config.parts().into_iter().filter(|part| *part != metric).find_map(|part| prompt_of(monitor, report, part)))
 }
 
 /// The three worst items of the window, for a message about a metric.
