@@ -17,6 +17,7 @@ mod experiments;
 mod gateway;
 pub mod lock;
 mod lookup;
+mod outbox;
 mod outcomes;
 mod prompts;
 mod read;
@@ -36,8 +37,9 @@ use tokio::sync::watch;
 
 pub use gateway::{CachedRow, CallRow, UsageRow};
 use lookup::Lookup;
+pub use outbox::QueueStatus;
 pub use prompts::PromptRow;
-pub use read::{ExportFilter, ItemLife, MonitorStatus, QueueStatus, Since};
+pub use read::{ExportFilter, ItemLife, MonitorStatus, Since};
 pub use retention::Retention;
 pub use secrets::{SecretsError, change_secrets, read_secrets};
 pub use types::{
@@ -186,14 +188,6 @@ impl Store {
         notices: Vec<NewNotice>,
     ) -> Result<(), Closed> {
         self.write(Write::FinishRun(Box::new(writer::FinishedRun { run_id, new_items, report, at_us, alerts, notices }))).await.map(|_| ())
-    }
-
-    /// What became of a batch of the outbox.
-    ///
-    /// # Errors
-    /// `Closed`.
-    pub async fn record_sent(&self, batch: SentBatch) -> Result<(), Closed> {
-        self.write(Write::Sent(batch)).await.map(|_| ())
     }
 
     /// What became of a message.

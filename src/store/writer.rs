@@ -13,7 +13,7 @@ use super::{
     prompts::PromptWrite,
 };
 use crate::{
-    model::RunReport,
+    model::{OutboxChange, RunReport},
     util::backoff::{self, Policy},
 };
 
@@ -44,6 +44,7 @@ pub(super) enum Write {
     Outcome(Box<ItemOutcome>),
     FinishRun(Box<FinishedRun>),
     Sent(SentBatch),
+    Outbox(OutboxChange),
     Notice {
         id: i64,
         end: NoticeEnd,
@@ -68,6 +69,7 @@ impl Write {
             | Self::Draw(_)
             | Self::FinishRun(_)
             | Self::Notice { .. }
+            | Self::Outbox(_)
             | Self::Prompt(_)
             | Self::Grouped(_)
             | Self::Retain(_)
