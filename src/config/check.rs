@@ -9,6 +9,7 @@ use std::{
 use super::{
     AlertSpec, ExtractSpec, For, MetricSpec, MonitorSpec, Over, SamplingSpec, Settings, SourceSpec, Strategy,
     monitor::{AlertFile, File, MetricCommon, ScopeName, SourceCommon},
+    warn,
 };
 use crate::{
     alerting::Condition,
@@ -52,11 +53,15 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         .map_or_else(|| Some(SamplingSpec::default()), |section| section.read(faults).inspect(|spec| sampling(spec, &section.node, faults)));
     let evaluation = file.evaluation.as_ref().map_or_else(|| Some(super::EvaluationSpec::default()), |section| section.read(faults));
     let metrics = metrics(&file.metrics.unwrap_or_default(), tree, settings, faults);
-    let publish = publish(&file.publish.unwrap_or_default(), &metrics, settings, faults);
+    let published = file.publish.unwrap_or_default();
+    let publish = publish(&published, &metrics, settings, faults);
     let alerts = alerts(&file.alerts.unwrap_or_default(), &metrics, settings, faults);
     if faults.len() > before {
         return None;
     }
+    let source = source?;
+    // Without faults each entry became a sink.
+    let warnings = publish.iter().zip(&published).filter_map(|(sink, node)| warn::scores_without_traces(sink.as_ref(), node, &source, settings)).collect();
     Some(MonitorSpec {
         name,
         description: file.description.unwrap_or_default(),
@@ -64,7 +69,7 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         environment: file.environment,
         labels: file.labels.unwrap_or_default(),
         schedule: schedule?,
-        source: source?,
+        source,
         extract: extract?,
         sampling: sampling?,
         metrics,
@@ -73,6 +78,7 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         alerts,
         file: path.to_owned(),
         fingerprint: fingerprint(tree),
+        warnings,
     })
 }
 
@@ -148,6 +154,7 @@ fn source(node: &Node, monitor: &str, settings: &Settings, faults: &mut Vec<Faul
         filter: common.filter,
         scope: scope?,
         rejudge: common.rejudge,
+        langfuse: warn::langfuse(node),
         config: config.into(),
     })
 }
@@ -346,7 +353,8 @@ fn publish(nodes: &[Node], metrics: &[MetricSpec], settings: &Settings, faults: 
         if let Err(error) = config.build(&cx) {
             faults.push(unbuildable(node, &error));
         }
-        for name in config.metrics().iter().filter(|name| metrics.iter().all(|known| known.name != **name)) {
+        let known = |name: &String| metrics.iter().any(|known| known.name == *name || known.config.gives().may_give(&known.name, name));
+        for name in config.metrics().iter().filter(|name| !known(name)) {
             let hint = crate::util::text::nearest(name, metrics.iter().map(|known| known.name.as_str()));
             let hint = hint.map(|hint| format!(", did you mean `{hint}`?")).unwrap_or_default();
             faults.push(Fault::new(place(node, "metrics"), format!("the monitor has no metric `{name}`{hint}")));

@@ -15,6 +15,7 @@ mod monitor;
 mod schema;
 mod secrets;
 mod settings;
+mod warn;
 
 pub use diff::{Change, diff};
 pub use gateway::{CacheSpec, Environment, EnvironmentSpec, HookSpec, HooksSpec, KeepSpec};
