@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::model::{Changes, RunReport};
+use crate::model::{Changes, OutboxChange, RunReport};
 
 /// A run by hand.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,7 @@ pub enum Refusal {
 pub enum Command {
     RunNow { monitor: String, request: RunRequest, reply: oneshot::Sender<Result<RunReport, Refusal>> },
     Reload { reply: oneshot::Sender<Changes> },
+    Outbox { change: OutboxChange, reply: oneshot::Sender<Result<u64, Refusal>> },
 }
 
 /// A handle on the daemon; cheap to clone.
@@ -65,5 +66,15 @@ impl Control {
         let (reply, answer) = oneshot::channel();
         self.0.send(Command::Reload { reply }).await.map_err(|_| Refusal::Stopping)?;
         answer.await.map_err(|_| Refusal::Stopping)
+    }
+
+    /// Has rows of the outbox sent again, or forgets them; answers with how many.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn change_outbox(&self, change: OutboxChange) -> Result<u64, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Command::Outbox { change, reply }).await.map_err(|_| Refusal::Stopping)?;
+        answer.await.map_err(|_| Refusal::Stopping)?
     }
 }
