@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     alerting::silence::Silence,
-    model::{Changes, Gate, RunReport},
+    model::{Changes, Gate, OutboxChange, RunReport},
 };
 
 /// A run by hand.
@@ -49,6 +49,7 @@ pub enum Refusal {
 pub enum Command {
     RunNow { monitor: String, request: RunRequest, reply: oneshot::Sender<Result<RunReport, Refusal>> },
     Reload { reply: oneshot::Sender<Changes> },
+    Outbox { change: OutboxChange, reply: oneshot::Sender<Result<u64, Refusal>> },
 }
 
 /// A handle on the daemon; cheap to clone.
@@ -80,5 +81,15 @@ impl Control {
         let (reply, answer) = oneshot::channel();
         self.0.send(Command::Reload { reply }).await.map_err(|_| Refusal::Stopping)?;
         answer.await.map_err(|_| Refusal::Stopping)
+    }
+
+    /// Has rows of the outbox sent again, or forgets them; answers with how many.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn change_outbox(&self, change: OutboxChange) -> Result<u64, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Command::Outbox { change, reply }).await.map_err(|_| Refusal::Stopping)?;
+        answer.await.map_err(|_| Refusal::Stopping)?
     }
 }

@@ -11,6 +11,7 @@ mod logs;
 mod models;
 mod next;
 mod once;
+mod outbox;
 mod postgres;
 mod prompts;
 mod run;
@@ -100,6 +101,11 @@ enum Command {
     Prompts {
         #[command(subcommand)]
         action: prompts::Action,
+    },
+    /// What waits for sinks, and what they refused for good
+    Outbox {
+        #[command(subcommand)]
+        action: outbox::Action,
     },
     /// Keys that settings name `secret:NAME`, sealed in the store under a master key
     Secrets {
@@ -209,6 +215,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Models(arguments) => models::models(&overrides, &arguments),
         Command::Usage(arguments) => usage::usage(&overrides, &arguments),
         Command::Prompts { action } => prompts::prompts(&overrides, action),
+        Command::Outbox { action } => outbox::outbox(&overrides, action),
         Command::Secrets { action } => secrets::secrets(&overrides, action),
         Command::Postgres { action } => postgres::postgres(&overrides, action),
         Command::Healthcheck => status::healthcheck(&overrides),

@@ -3,7 +3,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{Failure, Format, Overrides, block_on, monitors, print, settings_without_keys, table};
+use super::{Failure, Format, Overrides, block_on, monitors, outbox::served, print, settings_without_keys, table};
 use crate::{
     schedule::plan::Plan,
     store::{MonitorStatus, Store, lock::StateLock},
@@ -67,7 +67,7 @@ pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(),
             })
             .collect();
         let queues: Vec<_> =
-            queues.iter().map(|queue| json!({ "sink": queue.name, "waiting": queue.waiting, "dead": queue.dead, "error": queue.error })).collect();
+            queues.iter().map(|queue| json!({ "sink": queue.name, "waiting": queue.waiting, "dead": queue.dead, "error": queue.error, "served": served(&loaded, &queue.name) })).collect();
         return print(&format!(
             "{}\n",
             json!({ "daemon": daemon.map(|daemon| json!({ "pid": daemon.pid, "listen": daemon.listen })), "monitors": monitors, "outbox": queues, "faults": faults })
@@ -99,7 +99,9 @@ pub(super) fn status(overrides: &Overrides, arguments: &Arguments) -> Result<(),
     }
     for queue in &queues {
         let error = queue.error.as_deref().map(|error| format!(" (last error: {})", one_line(error, 200))).unwrap_or_default();
-        out += &format!("outbox {}: {} waiting, {} dead{error}\n", queue.name, queue.waiting, queue.dead);
+        let stranded = queue.waiting + queue.dead > 0 && served(&loaded, &queue.name) == Some(false);
+        let unserved = if stranded { ", and no monitor publishes there" } else { "" };
+        out += &format!("outbox {}: {} waiting, {} dead{unserved}{error}\n", queue.name, queue.waiting, queue.dead);
     }
     for fault in &faults {
         out += &format!("broken: {fault}\n");

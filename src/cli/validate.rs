@@ -30,6 +30,7 @@ pub(super) fn validate(overrides: &Overrides, arguments: &Arguments) -> Result<(
     // The settings' own `.env` is read for both.
     loaded.faults.retain(|fault| !of_settings.contains(fault));
     print(&loaded.faults.iter().map(|fault| format!("{fault}\n")).collect::<String>())?;
+    loaded.monitors.values().flat_map(|spec| &spec.warnings).for_each(|warning| eprintln!("warning: {warning}"));
     let faults = of_settings.len() + loaded.faults.len();
     let mut sound = faults == 0;
     if arguments.live && of_settings.is_empty() {

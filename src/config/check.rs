@@ -9,7 +9,7 @@ use std::{
 use super::{
     ExtractSpec, MetricSpec, MonitorSpec, SamplingSpec, Settings, SourceSpec, Strategy,
     monitor::{File, MetricCommon, ScopeName, SourceCommon},
-    steps,
+    steps, warn,
 };
 use crate::{
     connections::LangfuseConnection,
@@ -56,11 +56,15 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
     if let Some(source) = tree.get("source") {
         steps::check(source, &metrics, &of_metrics, faults);
     }
-    let publish = publish(&file.publish.unwrap_or_default(), &metrics, settings, faults);
+    let published = file.publish.unwrap_or_default();
+    let publish = publish(&published, &metrics, settings, faults);
     let alerts = super::alerts::check(&file.alerts.unwrap_or_default(), &metrics, schedule.as_ref().map(|spec| (spec, name.as_str())), settings, faults);
     if faults.len() > before {
         return None;
     }
+    let source = source?;
+    // Without faults each entry became a sink.
+    let warnings = publish.iter().zip(&published).filter_map(|(sink, node)| warn::scores_without_traces(sink.as_ref(), node, &source, settings)).collect();
     Some(MonitorSpec {
         name,
         description: file.description.unwrap_or_default(),
@@ -68,7 +72,7 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         environment: file.environment,
         labels: file.labels.unwrap_or_default(),
         schedule: schedule?,
-        source: source?,
+        source,
         extract: extract?,
         sampling: sampling?,
         metrics,
@@ -77,6 +81,7 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         alerts,
         file: path.to_owned(),
         fingerprint: fingerprint(tree),
+        warnings,
     })
 }
 
@@ -152,6 +157,7 @@ fn source(node: &Node, monitor: &str, settings: &Settings, faults: &mut Vec<Faul
         filter: common.filter,
         scope: scope?,
         rejudge: common.rejudge,
+        langfuse: warn::langfuse(node),
         config: config.into(),
     })
 }
@@ -359,7 +365,8 @@ fn publish(nodes: &[Node], metrics: &[MetricSpec], settings: &Settings, faults: 
         if let Err(error) = config.build(&cx) {
             faults.push(unbuildable(node, &error));
         }
-        for name in config.metrics().iter().filter(|name| metrics.iter().all(|known| known.name != **name)) {
+        let known = |name: &String| metrics.iter().any(|known| known.name == *name || known.config.gives().may_give(&known.name, name));
+        for name in config.metrics().iter().filter(|name| !known(name)) {
             let hint = crate::util::text::nearest(name, metrics.iter().map(|known| known.name.as_str()));
             let hint = hint.map(|hint| format!(", did you mean `{hint}`?")).unwrap_or_default();
             faults.push(Fault::new(place(node, "metrics"), format!("the monitor has no metric `{name}`{hint}")));

@@ -18,6 +18,7 @@ mod secrets;
 mod settings;
 mod steps;
 mod text;
+mod warn;
 
 pub use diff::{Change, diff};
 pub use gateway::{CacheSpec, Environment, EnvironmentSpec, HookSpec, HooksSpec, KeepSpec};

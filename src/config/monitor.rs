@@ -13,7 +13,7 @@ use crate::{
     sources::{Scope, SourceConfig},
     util::{
         duration::Human,
-        yaml::{Node, Section},
+        yaml::{Fault, Node, Section},
     },
 };
 
@@ -38,6 +38,8 @@ pub struct MonitorSpec {
     pub file: PathBuf,
     /// Hash of all that makes up the monitor after merging and filling in: equal fingerprints, equal behaviour.
     pub fingerprint: String,
+    /// What is sound and most likely not what was meant.
+    pub warnings: Vec<Fault>,
 }
 
 /// `source:`, the keys that all sources share and the block of its own kind.
@@ -59,6 +61,8 @@ pub struct SourceSpec {
     pub filter: Option<String>,
     pub scope: Scope,
     pub rejudge: Rejudge,
+    /// The Langfuse connection whose traces the items are.
+    pub langfuse: Option<String>,
     pub config: Arc<dyn SourceConfig>,
 }
 

@@ -1,11 +1,15 @@
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use reqwest::{Method, RequestBuilder};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
+use tokio::{sync::OnceCell, time::Instant};
 
+use super::links::{Links, LinksOf};
 use crate::util::{
     http::{self, Http, HttpError},
     secret::{ExposeSecret, SecretString},
@@ -28,7 +32,24 @@ pub struct LangfuseConnection {
     /// Called (POST, JSON) when a prompt webhook was taken; it may hold a secret.
     #[schemars(with = "Option<String>")]
     pub notify_url: Option<SecretString>,
+    /// Shared by all that name this connection.
+    #[serde(skip)]
+    #[schemars(skip)]
+    dialect: Arc<Mutex<Option<Known>>>,
+    #[serde(skip)]
+    #[schemars(skip)]
+    links: LinksOf,
 }
+
+/// What a server was found to be.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    dialect: Dialect,
+    at: Instant,
+}
+
+/// For how long a server is held to be one of v3: they are upgraded, and nobody tells us. One of v4 stays one.
+const V3_FOR: Duration = Duration::from_secs(600);
 
 fn default_base_url() -> String {
     "https://cloud.langfuse.com".to_owned()
@@ -60,13 +81,12 @@ pub enum Dialect {
     V3,
 }
 
-/// A client of one project. Cheap to clone; what was found by probing is shared by the clones.
+/// A client of one project. Cheap to clone; what was found by probing is shared by all clients of the connection.
 #[derive(Debug, Clone)]
 pub struct Langfuse {
     http: Http,
     base_url: String,
     connection: Arc<LangfuseConnection>,
-    dialect: Arc<OnceCell<Dialect>>,
     project: Arc<OnceCell<Option<String>>>,
 }
 
@@ -74,7 +94,7 @@ impl Langfuse {
     #[must_use]
     pub fn new(connection: &LangfuseConnection, http: Http) -> Self {
         let base_url = connection.base_url.trim_end_matches('/').to_owned();
-        Self { http, base_url, connection: Arc::new(connection.clone()), dialect: Arc::default(), project: Arc::default() }
+        Self { http, base_url, connection: Arc::new(connection.clone()), project: Arc::default() }
     }
 
     #[must_use]
@@ -94,32 +114,63 @@ impl Langfuse {
 
     /// A request that hands over spans, in OTLP's JSON form (ids in hex, 64-bit integers as strings). Langfuse queues them;
     /// its answer says no more than that.
-    pub fn spans(&self, spans: &[Value]) -> RequestBuilder {
+    pub fn spans(&self, spans: &[impl serde::Serialize]) -> RequestBuilder {
         let scope = json!({ "scope": { "name": "assayd", "version": env!("CARGO_PKG_VERSION") }, "spans": spans });
         let body = json!({ "resourceSpans": [{ "resource": { "attributes": [attribute("service.name", "assayd")] }, "scopeSpans": [scope] }] });
         self.request(Method::POST, "/otel/v1/traces").header("x-langfuse-ingestion-version", "4").json(&body)
     }
 
-    /// Found by asking once; remembered for the life of the client. A failed probe is asked again.
+    /// Found by asking, and remembered. A failed probe is asked again.
     ///
     /// # Errors
-    /// The probe's, except the 404 that means V3.
+    /// The probe's, except where it means V3.
     pub async fn dialect(&self) -> Result<Dialect, HttpError> {
-        self.dialect
-            .get_or_try_init(|| async {
-                let from = (jiff::Timestamp::now() - jiff::SignedDuration::from_mins(1)).to_string();
-                let query = [("limit", "1"), ("fromStartTime", from.as_str())];
-                let probe =
-                    self.http.send(|| self.request(Method::GET, "/v2/observations").query(&query), |answer| http::json::<serde_json::Value>(&answer)).await;
-                match probe {
-                    Ok(_) => Ok(Dialect::V4),
-                    // 404 is what an older server says; 410 and 405 are what a proxy in front of one may make of it.
-                    Err(HttpError::Status { status: 404 | 405 | 410, .. }) => Ok(Dialect::V3),
-                    Err(error) => Err(error),
-                }
-            })
-            .await
-            .copied()
+        let known = *self.known();
+        if let Some(known) = known.filter(|known| known.dialect == Dialect::V4 || known.at.elapsed() < V3_FOR) {
+            return Ok(known.dialect);
+        }
+        let from = (jiff::Timestamp::now() - jiff::SignedDuration::from_mins(1)).to_string();
+        let query = [("limit", "1"), ("fromStartTime", from.as_str())];
+        let probe = self.http.send(|| self.request(Method::GET, "/v2/observations").query(&query), |answer| http::json::<Value>(&answer)).await;
+        let dialect = match probe {
+            Ok(_) => Dialect::V4,
+            Err(error) if self.says_v3(&error).await => Dialect::V3,
+            Err(error) => return Err(error),
+        };
+        *self.known() = Some(Known { dialect, at: Instant::now() });
+        Ok(dialect)
+    }
+
+    /// Has the next to need it ask again.
+    pub fn forget_dialect(&self) {
+        *self.known() = None;
+    }
+
+    /// Not held over a probe: where a server does not answer, nobody waits for anybody else's patience.
+    fn known(&self) -> MutexGuard<'_, Option<Known>> {
+        self.connection.dialect.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a refused probe came from a server without the path. Any proxy answers 404 for a moment while a server is
+    /// started anew, so it has to be Langfuse's own answer; where it is not (the oldest servers have a page for unknown
+    /// paths), its version has to say so.
+    async fn says_v3(&self, error: &HttpError) -> bool {
+        #[derive(Deserialize)]
+        struct Health {
+            version: String,
+        }
+        let HttpError::Status { status: 404 | 405 | 410, body, .. } = error else { return false };
+        if body.contains("Langfuse v4") || body.contains("LangfuseNotFoundError") {
+            return true;
+        }
+        let health = self.http.attempt(self.request(Method::GET, "/health")).await.and_then(|answer| http::json::<Health>(&answer));
+        let major = health.ok().and_then(|health| health.version.trim_start_matches('v').split('.').next()?.parse::<u32>().ok());
+        major.is_some_and(|major| major < 4)
+    }
+
+    /// What is known to be in a run of a dataset, for all that publish there.
+    pub fn links(&self, dataset_id: &str, run_name: &str) -> Arc<tokio::sync::Mutex<Links>> {
+        self.connection.links.of(dataset_id, run_name)
     }
 
     /// An address of the server's own, as Langfuse v3 gives it with a trace.

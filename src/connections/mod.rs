@@ -2,12 +2,14 @@
 //! how to prove who we are. A plug-in asks for one by name; only the plug-in speaks the service's protocol beyond that.
 
 mod langfuse;
+mod links;
 mod postgres;
 mod slack;
 
 use std::collections::BTreeMap;
 
 pub use langfuse::{Dialect, Langfuse, LangfuseConnection, attribute, segment};
+pub use links::Links;
 pub use postgres::{Postgres, PostgresConnection, PostgresFault};
 use schemars::JsonSchema;
 use serde::Deserialize;

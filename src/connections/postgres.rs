@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool, Transaction,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions},
 };
 
 use crate::util::{
@@ -63,6 +63,9 @@ impl fmt::Debug for Postgres {
 pub enum PostgresFault {
     /// A value that the server does not take (SQLSTATE classes 22, 23 and 54): the same for ever.
     Data,
+    /// A rule of the database's owner speaks against a row, or against all of them: a row-level policy (42501), a trigger
+    /// (P0001), a view's check (44000), a rule that wants one row and finds more (21000).
+    Rule,
     /// A table or column is missing, or is not what was expected (class 42).
     Tables,
     /// Credentials, rights, the database's name: the same until somebody acts.
@@ -137,6 +140,13 @@ impl PostgresFault {
     pub fn of(error: &sqlx::Error) -> Self {
         let sqlx::Error::Database(error) = error else { return Self::Away };
         let code = error.code().unwrap_or_default();
+        // What the server calls no right to a table, and a row against a policy, has one code: the place in the server tells.
+        let policy = || error.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::routine) == Some("ExecWithCheckOptions");
+        match &*code {
+            "P0001" | "44000" | "21000" => return Self::Rule,
+            "42501" if policy() => return Self::Rule,
+            _ => {}
+        }
         match code.get(..2).unwrap_or_default() {
             // 42501: no right to what is there.
             "42" if code != "42501" => Self::Tables,

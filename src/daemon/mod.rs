@@ -5,6 +5,7 @@ mod housekeeping;
 mod infer;
 mod monitors;
 mod once;
+mod outbox;
 mod prompts;
 mod reload;
 mod silences;
@@ -43,6 +44,7 @@ use crate::{
 };
 pub use infer::infer;
 pub use once::once;
+pub use outbox::change_outbox;
 pub use prompts::refresh_prompts;
 pub use silences::silence;
 
@@ -144,6 +146,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             Some(command) = commands.recv() => match command {
                 Command::RunNow { monitor, request, reply } => monitors.run_now(&monitor, &request, reply),
                 Command::Reload { reply } => looks.ask(Asker::Api(reply)),
+                Command::Outbox { change, reply } => monitors.change_outbox(change, reply),
             },
             Some(()) = changed.recv() => next_look = next_look.min(tokio::time::Instant::now() + watch::SETTLE),
             () = tokio::time::sleep_until(next_look) => {

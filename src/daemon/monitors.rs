@@ -17,13 +17,13 @@ use super::{
 use crate::{
     config::{Change, Loaded, MonitorSpec, diff},
     control::{Refusal, RunRequest},
-    model::{AlertState, Changes, RunReport, Trigger},
+    model::{AlertState, Changes, OutboxChange, RunReport, Trigger},
     pipeline::{self, Monitor, NOTICES, Order},
     schedule::{
         plan::{CatchUp, Plan},
         queue::{Due, Queue},
     },
-    store::RunRow,
+    store::{QueueStatus, RunRow},
     telemetry,
 };
 
@@ -62,6 +62,8 @@ pub(super) struct Monitors {
     waiting: VecDeque<Wanted>,
     runs: Supervisor,
     couriers: Supervisor,
+    /// What people ask for, beside runs.
+    errands: Supervisor,
     stopped: watch::Receiver<bool>,
     /// Queues that want a courier.
     queues: mpsc::UnboundedSender<String>,
@@ -82,6 +84,30 @@ fn build(world: &World, spec: &Arc<MonitorSpec>, cell: &OnceLock<Arc<Monitor>>, 
     Ok(Arc::clone(cell.get_or_init(|| built)))
 }
 
+/// A monitor, and where it is once it is built.
+type Publisher = (Arc<MonitorSpec>, Arc<OnceLock<Arc<Monitor>>>);
+
+/// A monitor that publishes to the queue.
+fn owner<'a>(publishers: &'a [Publisher], queue: &str) -> Option<&'a Publisher> {
+    publishers.iter().find(|(spec, _)| spec.publish.iter().any(|sink| sink.queue() == queue))
+}
+
+/// Has queues with waiting rows served; returns those that no monitor publishes to.
+async fn serve_waiting(world: &World, publishers: &[Publisher], queues: &mpsc::UnboundedSender<String>) -> Result<Vec<QueueStatus>, sqlx::Error> {
+    let mut stranded = Vec::new();
+    for waiting in world.services.store.queues().await?.into_iter().filter(|queue| queue.waiting > 0) {
+        match owner(publishers, &waiting.name) {
+            Some((spec, built)) => {
+                if let Err(error) = build(world, spec, built, queues) {
+                    tracing::error!(monitor = %spec.name, error = %format!("{error:#}"), "the monitor could not be built");
+                }
+            }
+            None => stranded.push(waiting),
+        }
+    }
+    Ok(stranded)
+}
+
 impl Monitors {
     /// `queues`: hands back queues that are to be served ([`Monitors::serve`]).
     pub fn new(world: Arc<World>, queue: Queue, queues: mpsc::UnboundedSender<String>, stopped: watch::Receiver<bool>) -> Self {
@@ -96,6 +122,7 @@ impl Monitors {
             waiting: VecDeque::new(),
             runs: Supervisor::default(),
             couriers,
+            errands: Supervisor::default(),
             stopped,
             queues,
             faults: Vec::new(),
@@ -133,13 +160,12 @@ impl Monitors {
             }
         }
         // Queues that hold rows of an earlier process get their couriers now, not at the next run.
-        for waiting in self.world.services.store.queues().await?.into_iter().filter(|queue| queue.waiting > 0) {
-            let owner = self.active.values().find(|active| active.spec.publish.iter().any(|sink| sink.queue() == waiting.name));
-            if let Some(active) = owner
-                && let Err(error) = build(&self.world, &active.spec, &active.built, &self.queues)
-            {
-                tracing::error!(monitor = %active.spec.name, error = %format!("{error:#}"), "the monitor could not be built");
-            }
+        for stranded in serve_waiting(&self.world, &self.publishers(), &self.queues).await? {
+            tracing::error!(
+                queue = %stranded.name,
+                waiting = stranded.waiting,
+                "rows wait for a sink that no monitor publishes to: it was removed, or its settings are others now. A monitor with the old settings delivers them, `assayd outbox drop --waiting` forgets them"
+            );
         }
         Ok(())
     }
@@ -169,6 +195,32 @@ impl Monitors {
             }
             Err(error) => refuse(reply, Refusal::Unfit(error.to_string())),
         }
+    }
+
+    fn publishers(&self) -> Vec<Publisher> {
+        self.active.values().map(|active| (Arc::clone(&active.spec), Arc::clone(&active.built))).collect()
+    }
+
+    /// Has rows sent again, or forgets them. Rows that wait for a monitor's sink are not forgotten: they will arrive.
+    pub fn change_outbox(&mut self, change: OutboxChange, reply: oneshot::Sender<Result<u64, Refusal>>) {
+        if let OutboxChange::Drop { queue, waiting: true } = &change
+            && let Some((spec, _)) = owner(&self.publishers(), queue)
+        {
+            // A caller that went away needs no answer.
+            drop(reply.send(Err(Refusal::Unfit(format!("monitor `{}` publishes to `{queue}`: what waits there will be sent", spec.name)))));
+            return;
+        }
+        let (world, publishers, queues) = (Arc::clone(&self.world), self.publishers(), self.queues.clone());
+        self.errands.spawn("outbox", async move {
+            let changed = world.services.store.change_outbox(change).await.map_err(|_| Refusal::Stopping);
+            // A queue that held nothing when we started may have no courier yet.
+            if let Err(error) = serve_waiting(&world, &publishers, &queues).await {
+                tracing::warn!(%error, "the outbox could not be read");
+            }
+            world.services.outbox.send_replace(());
+            // As above.
+            drop(reply.send(changed));
+        });
     }
 
     /// Serves a queue from now on.
@@ -261,7 +313,12 @@ impl Monitors {
     }
 
     pub async fn run_ended(&mut self) -> Ended {
-        self.runs.ended().await
+        loop {
+            tokio::select! {
+                ended = self.runs.ended() => return ended,
+                _ = self.errands.ended() => {}
+            }
+        }
     }
 
     pub fn ended(&mut self, ended: Ended) {
@@ -308,6 +365,7 @@ impl Monitors {
 
     fn set(&mut self, spec: Arc<MonitorSpec>, now: Timestamp) {
         let name: Arc<str> = spec.name.as_str().into();
+        spec.warnings.iter().for_each(|warning| tracing::warn!(monitor = %name, "{warning}"));
         match Plan::new(&spec.schedule, &spec.name) {
             Ok(plan) => {
                 let plan = Arc::new(plan);

@@ -24,6 +24,9 @@ pub struct About {
     /// `langfuse`, `file` ...
     pub source_kind: String,
     pub source_name: String,
+    /// The Langfuse connection that the items were read from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub langfuse: Option<String>,
     /// By name.
     pub metrics: BTreeMap<String, MetricAbout>,
 }

@@ -7,6 +7,7 @@ mod alert;
 mod budget;
 mod ids;
 mod item;
+mod outbox;
 mod outcome;
 mod prompt;
 mod run;
@@ -16,6 +17,7 @@ pub use alert::{AlertEvent, AlertEventKind, AlertState, Judged, MeanOf, Route, R
 pub use budget::{Budget, Per, nano_usd, usd};
 pub use ids::{BodyKey, GivenHash, ItemKey, content_hash, dataset_id, run_id, score_id, trace_id};
 pub use item::{About, Item, MetricAbout};
+pub use outbox::OutboxChange;
 pub use outcome::{Decision, ItemCounts, Outcome, Score, Usage, Wait};
 pub use prompt::{ChatTurn, PromptAt, PromptRef, PromptText, PromptUse, PromptVersion};
 pub use run::{AlertLine, Changes, Gate, GateAnswer, GateReport, MetricSummary, PublishedCounts, RunReport, RunStatus, Trigger};

@@ -1,4 +1,4 @@
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +79,9 @@ pub struct PromptVersion {
     pub version: u32,
     #[serde(default)]
     pub labels: Vec<String>,
+    /// Other prompts that its text is composed of, by name.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub made_of: BTreeSet<String>,
     pub prompt: PromptText,
 }
 

@@ -13,7 +13,7 @@ use crate::{
     },
     config::NotifyTarget,
     metrics::Price,
-    model::{AlertEvent, AlertEventKind, AlertLine, AlertState, Route, RunReport, Severity, WorstItem},
+    model::{AlertEvent, AlertEventKind, AlertLine, AlertState, PromptUse, Route, RunReport, Severity, WorstItem},
     store::{AlertRow, NewNotice, Since},
     util::duration::Human,
 };
@@ -139,7 +139,7 @@ impl Moved {
         let of = labels(monitor, &evaluation);
         let silenced = silences.iter().find(|silence| silence.mutes(&of, now)).map(|silence| format!("silence {} until {}", silence.id, silence.ends));
         let Step { memory: mut after, verdict } = mute(before, evaluation.after.clone(), silenced.or(explained).as_deref());
-        let prompt = evaluation.metric.and_then(|metric| prompt_of(ended, metric));
+        let prompt = evaluation.metric.and_then(|metric| prompt_of(monitor, report, metric));
         after.see_prompt(prompt, matches!(verdict, Verdict::Notify(..)));
         let reason = format!("{}; {}", evaluation.summary, verdict.reason());
         self.lines.push(AlertLine { name: evaluation.name.to_owned(), state: after.state, reason: reason.clone() });
@@ -199,9 +199,11 @@ impl Moved {
     }
 }
 
-/// The prompt that the metric judged with, where that is kept outside of the settings.
-fn prompt_of<'a>(ended: Ended<'a>, metric: &str) -> Option<&'a crate::model::PromptUse> {
-    ended.metrics.iter().find(|judge| judge.gives.may_give(&judge.name, metric)).and_then(|judge| judge.prompt.as_ref())
+/// The prompt behind a metric: of the judge that gives it, or of the first part of a metric that is made of others.
+fn prompt_of<'a>(monitor: &Monitor, report: &'a RunReport, metric: &str) -> Option<&'a PromptUse> {
+    let spec = monitor.spec.metrics.iter().find(|spec| spec.config.gives().may_give(&spec.name, metric))?;
+    // Parts stand above what is made of them, so this ends.
+    report.prompts.get(&spec.name).or_else(|| spec.config.parts().into_iter().filter(|part| *part != metric).find_map(|part| prompt_of(monitor, report, part)))
 }
 
 /// The alert's own targets, else those of the settings, else the log.

@@ -125,7 +125,7 @@ impl Monitor {
             extract: Extract::new(&spec.extract).map_err(|error| anyhow!("monitor {name}: {error}"))?,
             metrics: metrics.into(),
             reading_the_trace: again::reading_the_trace(&spec),
-            queues: sinks.iter().map(|(name, sink)| Queue { name: name.clone(), wants_item: sink.wants_item() }).collect(),
+            queues: sinks.iter().zip(&spec.publish).map(|((name, sink), config)| queue(name, sink.as_ref(), config.metrics())).collect(),
             about: Arc::new(about(&spec)),
             sinks,
             spec,
@@ -159,6 +159,10 @@ impl Monitor {
     }
 }
 
+fn queue(name: &str, sink: &dyn Sink, metrics: &[String]) -> Queue {
+    Queue { name: name.to_owned(), wants_item: sink.wants_item(), metrics: metrics.to_vec() }
+}
+
 fn about(spec: &MonitorSpec) -> About {
     let metric = |metric: &MetricSpec| MetricAbout { kind: metric.kind.clone(), threshold: metric.threshold, higher_is_better: metric.higher_is_better };
     About {
@@ -168,6 +172,7 @@ fn about(spec: &MonitorSpec) -> About {
         environment: spec.environment.clone(),
         source_kind: spec.source.kind.clone(),
         source_name: spec.source.name.clone(),
+        langfuse: spec.source.langfuse.clone().filter(|_| spec.source.kind == "langfuse"),
         metrics: spec.metrics.iter().map(|spec| (spec.name.clone(), metric(spec))).collect(),
     }
 }

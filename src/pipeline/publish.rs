@@ -22,8 +22,10 @@ use crate::{
 const RETRY: Policy = Policy { attempts: u32::MAX, max_elapsed: Duration::MAX, base: Duration::from_secs(1), cap: Duration::from_secs(60) };
 /// A refused key is tried this often: somebody has to act, but need not restart us.
 const REFUSED: Duration = Duration::from_secs(60);
-/// A row that nobody took for this long is given up.
-const GIVE_UP: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A row that its sink refused again and again for this long is given up. However long a sink is away, or we are, no row is.
+const GIVE_UP_US: i64 = 7 * 24 * 3600 * 1_000_000;
+/// And at least this often: a week in which nobody tried says nothing of a row.
+const REFUSALS: u32 = 10;
 /// Rows gathered for this long share a request.
 const LINGER: Duration = Duration::from_millis(100);
 
@@ -36,6 +38,30 @@ pub struct Couriers {
     sinks: Mutex<BTreeMap<String, Arc<dyn Sink>>>,
     /// By connection.
     notifiers: Mutex<BTreeMap<String, Arc<dyn Notifier>>>,
+}
+
+/// What the outbox knows of a row that was sent.
+struct Row {
+    id: i64,
+    attempts: u32,
+    failures: u32,
+    failed_us: Option<i64>,
+}
+
+impl Row {
+    /// What becomes of it after what its sink said of it.
+    fn fate(&self, now: Timestamp, error: Option<RowError>) -> Fate {
+        match error {
+            None => Fate::Delivered,
+            Some(RowError::Dead(error)) => Fate::Dead(error),
+            Some(RowError::Retry(error)) => match self.failed_us {
+                Some(since_us) if self.failures + 1 >= REFUSALS && now.as_microsecond().saturating_sub(since_us) > GIVE_UP_US => {
+                    Fate::Dead(format!("given up after {} refusals in more than 7 days: {error}", self.failures + 1))
+                }
+                _ => Fate::Again(again(now, self.attempts, None, error)),
+            },
+        }
+    }
 }
 
 /// What a round did.
@@ -154,24 +180,18 @@ impl Couriers {
         if due.is_empty() {
             return Ok(Round::Idle { until_us: services.store.next_due(queue).await? });
         }
-        let (rows, batch): (Vec<_>, Vec<_>) = due.into_iter().map(|due| ((due.outbox_id, due.attempts, due.delivery.score.created_at), due.delivery)).unzip();
+        let (rows, batch): (Vec<_>, Vec<_>) = due
+            .into_iter()
+            .map(|due| (Row { id: due.outbox_id, attempts: due.attempts, failures: due.failures, failed_us: due.failed_us }, due.delivery))
+            .unzip();
         let answer = sink.deliver(&batch).await;
         let now = services.clock.now();
-        let fate = |(id, attempts, created): &(i64, u32, Timestamp), error: Option<RowError>, wait: Option<Duration>| {
-            let fate = match error {
-                None => Fate::Delivered,
-                Some(RowError::Dead(error)) => Fate::Dead(error),
-                Some(RowError::Retry(error)) if now.duration_since(*created).unsigned_abs() > GIVE_UP => Fate::Dead(format!("given up after 7 days: {error}")),
-                Some(RowError::Retry(error)) => Fate::Again(again(now, *attempts, wait, error)),
-            };
-            (*id, fate)
-        };
         let (fates, sent): (Vec<_>, bool) = match answer {
-            Ok(answers) => (rows.iter().zip(answers).map(|(row, answer)| fate(row, answer.err(), None)).collect(), true),
+            Ok(answers) => (rows.iter().zip(answers).map(|(row, answer)| (row.id, row.fate(now, answer.err()))).collect(), true),
             Err(error) => {
                 tracing::warn!(queue, waiting = rows.len(), error = %error.message, "a sink could not be served; its rows stay queued");
                 let wait = if error.transient { error.retry_after } else { Some(error.retry_after.unwrap_or(REFUSED)) };
-                (rows.iter().map(|row| fate(row, Some(RowError::Retry(error.message.clone())), wait)).collect(), false)
+                (rows.iter().map(|row| (row.id, Fate::Held(again(now, row.attempts, wait, error.message.clone())))).collect(), false)
             }
         };
         for (id, fate) in &fates {
@@ -256,4 +276,27 @@ async fn sleep_until(services: &Services, until_us: Option<i64>) {
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     // A sender that is gone asks for the same.
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_US: i64 = 24 * 3600 * 1_000_000;
+
+    fn row(failures: u32, failed_us: Option<i64>) -> Row {
+        Row { id: 1, attempts: 50, failures, failed_us }
+    }
+
+    #[test]
+    fn a_row_is_given_up_after_many_refusals_over_a_week_and_for_no_other_reason() {
+        let at = |days: i64| Timestamp::from_microsecond(days * DAY_US).unwrap();
+        let busy = || Some(RowError::Retry("busy".to_owned()));
+        let dead = |row: Row, days| matches!(row.fate(at(days), busy()), Fate::Dead(_));
+        assert!(!dead(row(0, None), 400), "the first refusal of a row of any age");
+        assert!(!dead(row(REFUSALS - 2, Some(0)), 400), "few refusals, however long ago the first");
+        assert!(!dead(row(1_000, Some(0)), 6), "many within a week");
+        assert!(dead(row(REFUSALS - 1, Some(0)), 8));
+        assert_eq!(row(0, None).fate(at(0), Some(RowError::Dead("no".to_owned()))), Fate::Dead("no".to_owned()));
+    }
 }

@@ -1,4 +1,4 @@
-//! What goes on beside runs and requests: looks ahead of time, and calls of `notify_url`.
+//! What goes on beside runs and requests: looks ahead of time, events that webhooks brought, calls of `notify_url`.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use super::Prompts;
+use super::{Prompts, hook::Taking};
 use crate::util::{
     http::Http,
     secret::{ExposeSecret, SecretString},
@@ -16,8 +16,8 @@ use crate::util::{
 pub(super) enum Errand {
     /// Look at what is not fresh.
     Look,
-    /// Tell an address of an event.
-    Call { url: SecretString, body: Value },
+    /// Keep an event, and tell who is to be told of it.
+    Take(Box<Taking>),
 }
 
 /// Looks at the same time.
@@ -41,7 +41,7 @@ impl Keeper {
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let Self { prompts, http, mut errands } = self;
         let mut under_way = BTreeSet::new();
-        let (mut looks, mut calls) = (FuturesUnordered::new(), FuturesUnordered::new());
+        let (mut looks, mut events) = (FuturesUnordered::new(), FuturesUnordered::new());
         loop {
             for prompt in prompts.due() {
                 if under_way.len() < AT_ONCE && under_way.insert(prompt.clone()) {
@@ -58,9 +58,13 @@ impl Keeper {
                 Some(prompt) = looks.next() => {
                     under_way.remove(&prompt);
                 }
-                Some(()) = calls.next() => {}
-                errand = errands.recv() => if let Some(Errand::Call { url, body }) = errand {
-                    calls.push(call(&http, url, body));
+                Some(()) = events.next() => {}
+                errand = errands.recv() => if let Some(Errand::Take(taking)) = errand {
+                    events.push(async {
+                        for (url, body) in prompts.take(*taking).await {
+                            call(&http, url, body).await;
+                        }
+                    });
                 },
                 () = tokio::time::sleep(ROUND) => {}
             }

@@ -3,8 +3,8 @@
 //! What a judge gets ([`metrics::Prompts::current`]) comes from memory. [`Keeper`] looks at every prompt in use once a minute, so
 //! memory is at most that old even where no webhook reaches us; a webhook ([`hook`]) makes everything stale at once, and
 //! whoever asks next waits for a fresh look. While Langfuse does not answer, the last version that could be read is judged
-//! with, from memory or from the store. That there is no such prompt is no such failure but a fault of the settings, or of
-//! somebody in Langfuse: then there is nothing to judge with until it is mended.
+//! with, from memory or from the store. That there is no such prompt, or that the keys are refused, is no such failure but a
+//! fault of the settings, or of somebody in Langfuse: then there is nothing to judge with until it is mended.
 //!
 //! Absent on purpose: what a prompt means (`metrics::llm_judge`), and deciding whom to tell (`daemon`).
 

@@ -1,6 +1,6 @@
 //! One look at a prompt in Langfuse (`GET /api/public/v2/prompts/NAME`).
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use reqwest::Method;
 use serde::Deserialize;
@@ -21,7 +21,8 @@ pub(super) const BRIEF: Duration = Duration::from_secs(5);
 /// Why a look found nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// Langfuse has no such prompt, or none that can be judged with. Another look finds the same until somebody acts.
+    /// Langfuse has no such prompt, or none that can be judged with, or refuses the keys: who may no longer read it may no
+    /// longer judge with it. Another look finds the same until somebody acts.
     None(String),
     /// Langfuse did not say.
     Unavailable(String),
@@ -29,11 +30,14 @@ pub(super) enum Fault {
 
 /// What is read of the answer; it may gain fields.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Answer {
     version: u32,
     #[serde(default)]
     labels: Vec<String>,
     prompt: Value,
+    #[serde(default)]
+    resolution_graph: Value,
 }
 
 pub(super) async fn read(langfuse: &Langfuse, prompt: &PromptRef) -> Result<PromptVersion, Fault> {
@@ -43,7 +47,10 @@ pub(super) async fn read(langfuse: &Langfuse, prompt: &PromptRef) -> Result<Prom
     let answer = langfuse.http().send(|| langfuse.request(Method::GET, &path).query(&query), |answer| http::json::<Answer>(&answer)).await;
     let answer = answer.map_err(|error| fault(prompt, &error))?;
     let text = text(answer.prompt).map_err(|fault| Fault::None(format!("the prompt `{prompt}` (v{}) cannot be asked: {fault}", answer.version)))?;
-    Ok(PromptVersion { version: answer.version, labels: answer.labels, prompt: text })
+    let mut made_of = BTreeSet::new();
+    names(&answer.resolution_graph, &mut made_of);
+    made_of.remove(&prompt.name);
+    Ok(PromptVersion { version: answer.version, labels: answer.labels, made_of, prompt: text })
 }
 
 fn fault(prompt: &PromptRef, error: &HttpError) -> Fault {
@@ -54,8 +61,22 @@ fn fault(prompt: &PromptRef, error: &HttpError) -> Fault {
         }
         // A prompt composed of others in a circle, or of one that is gone.
         HttpError::Status { status: 400 | 422, body, .. } => Fault::None(format!("Langfuse cannot make up the prompt `{prompt}`: {body}")),
-        HttpError::Status { status: 401 | 403, .. } => Fault::Unavailable(format!("Langfuse refuses the keys of connection `{}`: {error}", prompt.connection)),
+        HttpError::Status { status: 401 | 403, .. } => {
+            Fault::None(format!("Langfuse refuses the keys of connection `{}`, so the prompt `{prompt}` cannot be read: {error}", prompt.connection))
+        }
         error => Fault::Unavailable(format!("Langfuse: {error}")),
+    }
+}
+
+/// Every prompt in the graph of what a prompt is composed of: it holds objects with a `name`, in a form of Langfuse's own.
+fn names(graph: &Value, found: &mut BTreeSet<String>) {
+    match graph {
+        Value::Object(map) => {
+            found.extend(map.get("name").and_then(Value::as_str).map(str::to_owned));
+            map.values().for_each(|value| names(value, found));
+        }
+        Value::Array(list) => list.iter().for_each(|value| names(value, found)),
+        _ => {}
     }
 }
 
@@ -84,6 +105,27 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_graph_names_all_that_a_prompt_is_made_of() {
+        let graph = json!({ "root": { "id": "1", "name": "judge", "version": 2 },
+            "dependencies": { "1": [{ "id": "2", "name": "tone", "version": 1 }], "2": [{ "id": "3", "name": "style/base", "version": 4 }] } });
+        let mut found = BTreeSet::new();
+        names(&graph, &mut found);
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["judge", "style/base", "tone"]);
+    }
+
+    #[test]
+    fn refused_keys_leave_nothing_to_judge_with_and_an_outage_does_not() {
+        let prompt = PromptRef::new("default", "judge").unwrap();
+        let of = |status| fault(&prompt, &HttpError::Status { status, body: String::new(), retry_after: None, headers: Box::default() });
+        for status in [400, 401, 403, 404, 422] {
+            assert!(matches!(of(status), Fault::None(_)), "{status}");
+        }
+        for status in [408, 429, 500, 503] {
+            assert!(matches!(of(status), Fault::Unavailable(_)), "{status}");
+        }
+    }
 
     #[test]
     fn texts_and_chats_are_read_and_placeholders_are_not() {

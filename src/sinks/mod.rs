@@ -33,7 +33,8 @@ pub trait SinkConfig: Debug + Send + Sync {
     fn build(&self, cx: &SinkCx<'_>) -> Result<Arc<dyn Sink>, BuildError>;
 
     /// Names the queue in outbox, metrics and reports: the kind, and what tells two of a kind apart (`langfuse`,
-    /// `langfuse:eu`, `jsonl:scores.jsonl`). Monitors that publish to the same place share a queue.
+    /// `langfuse:connection=eu`, `jsonl:scores.jsonl`). Monitors that publish to the same place share a queue, and its sink:
+    /// two settings that do something else with a row never have the same name ([`queue_name`]).
     fn queue(&self) -> String;
 
     /// The Langfuse connection whose project is told the calls that judges make for the monitor.
@@ -41,10 +42,32 @@ pub trait SinkConfig: Debug + Send + Sync {
         None
     }
 
-    /// The metrics that the settings name, so that the loader knows whether there are such.
+    /// The Langfuse connection on whose traces the scores are put, so that the loader can say that it has no such traces.
+    fn scores_traces_of(&self) -> Option<&str> {
+        None
+    }
+
+    /// The metrics whose scores are queued, as the settings name them; empty for all. See [`wanted`].
     fn metrics(&self) -> &[String] {
         &[]
     }
+}
+
+/// Whether a score of the name `score` belongs to `metrics`: the name of a metric stands for all its parts.
+#[must_use]
+pub fn wanted(metrics: &[String], score: &str) -> bool {
+    metrics.is_empty() || metrics.iter().any(|metric| score.strip_prefix(metric.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+}
+
+/// `kind:key=value:key=value`. Every part says what it is, and nothing in a value can be taken for another part, so that
+/// settings that differ never share a queue.
+fn queue_name(kind: &str, parts: &[(&str, String)]) -> String {
+    let mut name = kind.to_owned();
+    for (key, value) in parts {
+        let value = value.replace('%', "%25").replace(':', "%3A");
+        name.push_str(&format!(":{key}={value}"));
+    }
+    name
 }
 
 pub struct SinkCx<'a> {
@@ -177,4 +200,26 @@ pub enum NotifyError {
     /// token, a channel) is `Retry` with a long `retry_after`, so that an outage of any kind loses nothing.
     #[error("{0}")]
     Dead(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metrics_name_stands_for_its_parts_and_for_no_other_metric() {
+        let of = |metrics: &[&str], score| wanted(&metrics.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), score);
+        assert!(of(&[], "quality") && of(&["quality"], "quality") && of(&["other", "quality"], "quality.polite"));
+        assert!(of(&["quality.polite"], "quality.polite"));
+        assert!(!of(&["quality"], "quality2") && !of(&["quality.polite"], "quality") && !of(&["quality.polite"], "quality.useful"));
+    }
+
+    #[test]
+    fn parts_of_a_queues_name_cannot_be_taken_for_each_other() {
+        let part = |key, value: &str| (key, value.to_owned());
+        assert_eq!(queue_name("x", &[]), "x");
+        assert_eq!(queue_name("x", &[part("a", "b/c#1")]), "x:a=b/c#1");
+        assert_ne!(queue_name("x", &[part("a", "1:b=2")]), queue_name("x", &[part("a", "1"), part("b", "2")]));
+        assert_ne!(queue_name("x", &[part("a", ":")]), queue_name("x", &[part("a", "%3A")]));
+    }
 }

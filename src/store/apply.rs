@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::{QueryBuilder, SqliteConnection};
 
 use super::{
-    DrawBatch, Fate, FinishedRun, NewItem, NewNotice, NoticeEnd, RunRow, SentBatch, experiments, gateway,
+    DrawBatch, FinishedRun, NewItem, NewNotice, NoticeEnd, RunRow, experiments, gateway, outbox,
     outcomes::{self, hex},
     prompts, retention, silences,
     writer::{Reply, Request, Write},
@@ -55,7 +55,8 @@ pub(super) async fn apply(db: &mut SqliteConnection, names: &mut Names, batch: &
                 continue;
             }
             Write::FinishRun(run) => finish_run(db, names, run).await?,
-            Write::Sent(batch) => sent(db, batch).await?,
+            Write::Sent(batch) => outbox::sent(db, batch).await?,
+            Write::Outbox(change) => outbox::change(db, change).await?,
             Write::Notice { id, end } => notice(db, *id, end).await?,
             Write::Gateway(write) => {
                 gateway::apply(db, write).await?;
@@ -222,34 +223,6 @@ pub(super) async fn insert_notice(db: &mut SqliteConnection, notice: &NewNotice,
 
 pub(super) fn json(value: &impl serde::Serialize) -> Result<String, sqlx::Error> {
     serde_json::to_string(value).map_err(|error| sqlx::Error::Encode(error.into()))
-}
-
-async fn sent(db: &mut SqliteConnection, batch: &SentBatch) -> Result<u64, sqlx::Error> {
-    let delivered: Vec<i64> = batch.fates.iter().filter(|(_, fate)| matches!(fate, Fate::Delivered)).map(|(id, _)| *id).collect();
-    if !delivered.is_empty() {
-        let sql = "UPDATE outbox SET state = 1, attempts = attempts + 1, error = NULL, delivered_us = $1 WHERE id IN (SELECT value FROM json_each($2))";
-        sqlx::query(sql).bind(batch.at_us).bind(json(&delivered)?).execute(&mut *db).await?;
-    }
-    for (id, fate) in &batch.fates {
-        match fate {
-            Fate::Delivered => {}
-            Fate::Dead(error) => {
-                let sql = "UPDATE outbox SET state = 2, attempts = attempts + 1, error = $1, next_us = $2 WHERE id = $3";
-                sqlx::query(sql).bind(error).bind(batch.at_us).bind(id).execute(&mut *db).await?;
-            }
-            Fate::Again(failure) => {
-                let sql = "UPDATE outbox SET attempts = attempts + 1, next_us = $1, error = $2 WHERE id = $3";
-                sqlx::query(sql).bind(failure.next_us).bind(&failure.error).bind(id).execute(&mut *db).await?;
-            }
-        }
-    }
-    if batch.with_items && !delivered.is_empty() {
-        // What a dead row carried stays with it.
-        let sql = "DELETE FROM bodies WHERE id IN (SELECT body FROM outbox WHERE id IN (SELECT value FROM json_each($1)))
-            AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.body = bodies.id AND outbox.state <> 1)";
-        sqlx::query(sql).bind(json(&delivered)?).execute(&mut *db).await?;
-    }
-    Ok(0)
 }
 
 async fn notice(db: &mut SqliteConnection, id: i64, end: &NoticeEnd) -> Result<u64, sqlx::Error> {

@@ -18,6 +18,7 @@ mod experiments;
 mod gateway;
 pub mod lock;
 mod lookup;
+mod outbox;
 mod outcomes;
 mod prompts;
 mod read;
@@ -39,8 +40,9 @@ use tokio::sync::watch;
 pub use alerts::Since;
 pub use gateway::{CachedRow, CallRow, UsageRow};
 use lookup::Lookup;
+pub use outbox::QueueStatus;
 pub use prompts::PromptRow;
-pub use read::{ExportFilter, ItemLife, MonitorStatus, QueueStatus};
+pub use read::{ExportFilter, ItemLife, MonitorStatus};
 pub use retention::Retention;
 pub use secrets::{SecretsError, change_secrets, read_secrets};
 pub use silences::SilenceRow;
@@ -183,14 +185,6 @@ impl Store {
     /// `Closed`.
     pub async fn finish_run(&self, run: FinishedRun) -> Result<(), Closed> {
         self.write(Write::FinishRun(Box::new(run))).await.map(|_| ())
-    }
-
-    /// What became of a batch of the outbox.
-    ///
-    /// # Errors
-    /// `Closed`.
-    pub async fn record_sent(&self, batch: SentBatch) -> Result<(), Closed> {
-        self.write(Write::Sent(batch)).await.map(|_| ())
     }
 
     /// What became of a message.

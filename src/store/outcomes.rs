@@ -30,9 +30,9 @@ pub(super) async fn write(db: &mut SqliteConnection, names: &mut Names, outcomes
         scores.extend(outcome.scores.iter().map(|score| (monitor, *outcome, score)));
         for queue in outcome.queues.iter() {
             let body = outcome.body.as_ref().filter(|_| queue.wants_item).map(|(key, _)| hex(key.0));
-            let queue = names.queue(db, &queue.name).await?;
-            let scored = outcome.scores.iter().filter(|score| matches!(score.outcome, Outcome::Scored { .. }));
-            queued.extend(scored.map(|score| (queue, score.score_id.as_str(), body.clone())));
+            let id = names.queue(db, &queue.name).await?;
+            let wanted = outcome.scores.iter().filter(|score| queue.wants(score));
+            queued.extend(wanted.map(|score| (id, score.score_id.as_str(), body.clone())));
         }
     }
     for rows in scores.chunks(ROWS) {
@@ -46,8 +46,8 @@ pub(super) async fn write(db: &mut SqliteConnection, names: &mut Names, outcomes
     }
     for outcome in outcomes {
         // A body that nothing waits for would stay until retention finds it.
-        let scored = outcome.scores.iter().any(|score| matches!(score.outcome, Outcome::Scored { .. }));
-        if let Some((key, body)) = outcome.body.as_ref().filter(|_| scored) {
+        let carried = outcome.queues.iter().any(|queue| queue.wants_item && outcome.scores.iter().any(|score| queue.wants(score)));
+        if let Some((key, body)) = outcome.body.as_ref().filter(|_| carried) {
             let sql = "INSERT INTO bodies (key, body) SELECT $1, $2 FROM items WHERE key = $3
                 AND NOT EXISTS (SELECT 1 FROM pending WHERE pending.item = items.id AND pending.publish = 0) ON CONFLICT (key) DO NOTHING";
             sqlx::query(sql).bind(key.0.as_slice()).bind(body).bind(outcome.key.0.as_slice()).execute(&mut *db).await?;
@@ -206,10 +206,15 @@ mod tests {
             at_us: 2,
             scores: vec![score],
             stale: Vec::new(),
-            queues: ["one", "two"].map(|name| Queue { name: name.to_owned(), wants_item: name == "two" }).into(),
+            queues: [("one", ""), ("two", ""), ("three", "other")].map(|(name, metrics)| queue(name, metrics)).into(),
             body: Some((BodyKey::new(key(n), "content"), body(n))),
             end: Some(ItemEnd { decision, reason: format!("attempt {attempt}"), comes_back: n % 3 == 2, counts: true }),
         }
+    }
+
+    fn queue(name: &str, metric: &str) -> Queue {
+        let metrics = Some(metric.to_owned()).filter(|metric| !metric.is_empty());
+        Queue { name: name.to_owned(), wants_item: name != "one", metrics: metrics.into_iter().collect() }
     }
 
     #[tokio::test]

@@ -120,7 +120,12 @@ mod tests {
         let (store, writer) = Store::open(folder.path()).await.unwrap();
         let story = async {
             let prompt = PromptRef::new("default", "judge@7").unwrap();
-            let kept = PromptVersion { version: 7, labels: vec!["production".to_owned()], prompt: PromptText::Text("Rate {{input}}".to_owned()) };
+            let kept = PromptVersion {
+                version: 7,
+                labels: vec!["production".to_owned()],
+                made_of: ["tone".to_owned()].into(),
+                prompt: PromptText::Text("Rate {{input}}".to_owned()),
+            };
             let good = PromptRow { prompt: prompt.clone(), kept: Some(kept), fault: None, fetched_us: 1 };
             store.keep_prompt(good.clone()).await.unwrap();
             assert_eq!(store.prompt(&prompt).await.unwrap(), Some(good.clone()));

@@ -5,13 +5,10 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use sqlx::{Row, sqlite::SqliteRow};
 
-use super::{Due, Known, Pending, RunRow, Stage, Store};
-use crate::{
-    model::{GivenHash, ItemKey, RunReport, Score},
-    sinks::Delivery,
-};
+use super::{Known, Pending, RunRow, Stage, Store};
+use crate::model::{GivenHash, ItemKey, RunReport, Score};
 
-type Result<T> = std::result::Result<T, sqlx::Error>;
+pub(super) type Result<T> = std::result::Result<T, sqlx::Error>;
 
 /// Keys a query looks up: a statement of a few tens of kilobytes.
 const LOOKUP: usize = 500;
@@ -56,20 +53,11 @@ pub struct MonitorStatus {
     pub alerts: Vec<(String, String, String)>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QueueStatus {
-    pub name: String,
-    pub waiting: i64,
-    pub dead: i64,
-    /// The newest error of a waiting or dead row.
-    pub error: Option<String>,
-}
-
 fn time(us: i64) -> Timestamp {
     Timestamp::from_microsecond(us).unwrap_or_default()
 }
 
-fn score(row: &SqliteRow) -> Result<Score> {
+pub(super) fn score(row: &SqliteRow) -> Result<Score> {
     let uint = |name: &str| -> Result<Option<u64>> { Ok(row.try_get::<Option<i64>, _>(name)?.and_then(|n| u64::try_from(n).ok())) };
     Ok(Score {
         score_id: row.try_get("score_id")?,
@@ -260,72 +248,6 @@ impl Store {
         );
         let (new, all): (i64, i64) = sqlx::query_as(sql(text)).bind(monitor).bind(since_us).fetch_one(&self.read).await?;
         Ok((u64::try_from(new).unwrap_or(0), u64::try_from(all).unwrap_or(0)))
-    }
-
-    /// Rows of a queue that may be sent now, oldest first.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn due(&self, queue: &str, now_us: i64, limit: usize) -> Result<Vec<Due>> {
-        let text = "SELECT o.id AS outbox_id, o.attempts, b.body, s.*, m.name AS monitor_name
-            FROM outbox o JOIN scores s ON s.id = o.score JOIN monitors m ON m.id = s.monitor LEFT JOIN bodies b ON b.id = o.body
-            WHERE o.state = 0 AND o.queue = (SELECT id FROM queues WHERE name = $1) AND o.next_us <= $2 ORDER BY o.next_us, o.id LIMIT $3";
-        let rows = sqlx::query(text).bind(queue).bind(now_us).bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&self.read).await?;
-        rows.iter()
-            .map(|row| {
-                let body: Option<&str> = row.try_get("body")?;
-                // One that does not read back (nested to the very limit) must not hold up the queue: its score goes without it.
-                let unreadable = |error: &serde_json::Error| tracing::warn!(queue, %error, "a kept item cannot be read; its score goes without it");
-                let item = body.and_then(|body| serde_json::from_str(body).inspect_err(unreadable).ok());
-                let delivery = Delivery {
-                    score: score(row)?,
-                    data_type: row.try_get("data_type")?,
-                    observation_id: row.try_get("observation_id")?,
-                    environment: row.try_get("environment")?,
-                    item,
-                };
-                Ok(Due { outbox_id: row.try_get("outbox_id")?, attempts: u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(u32::MAX), delivery })
-            })
-            .collect()
-    }
-
-    /// When the next waiting row of a queue may be sent.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn next_due(&self, queue: &str) -> Result<Option<i64>> {
-        sqlx::query_scalar("SELECT min(next_us) FROM outbox WHERE state = 0 AND queue = (SELECT id FROM queues WHERE name = $1)")
-            .bind(queue)
-            .fetch_one(&self.read)
-            .await
-    }
-
-    /// Delivered and waiting rows of one run, by queue.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn published(&self, run_id: &str) -> Result<Vec<(String, i64, i64)>> {
-        let text = "SELECT q.name, sum(o.state = 1), sum(o.state = 0) FROM outbox o JOIN queues q ON q.id = o.queue WHERE o.score IN (SELECT id FROM scores WHERE run_id = $1) GROUP BY q.name";
-        sqlx::query_as(text).bind(run_id).fetch_all(&self.read).await
-    }
-
-    /// Every queue that ever held a row.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn queues(&self) -> Result<Vec<QueueStatus>> {
-        let text = "SELECT q.name, (SELECT count(*) FROM outbox o WHERE o.queue = q.id AND o.state = 0) AS waiting, (SELECT count(*) FROM outbox o WHERE o.queue = q.id AND o.state = 2) AS dead,
-                (SELECT o.error FROM outbox o WHERE o.queue = q.id AND o.state = 0 AND o.error IS NOT NULL ORDER BY o.id DESC LIMIT 1) AS waiting_error,
-                (SELECT o.error FROM outbox o WHERE o.queue = q.id AND o.state = 2 ORDER BY o.id DESC LIMIT 1) AS dead_error
-            FROM queues q ORDER BY q.name";
-        let rows = sqlx::query(text).fetch_all(&self.read).await?;
-        rows.iter()
-            .map(|row| {
-                let error: Option<String> = row.try_get("waiting_error")?;
-                let dead: Option<String> = row.try_get("dead_error")?;
-                Ok(QueueStatus { name: row.try_get("name")?, waiting: row.try_get("waiting")?, dead: row.try_get("dead")?, error: error.or(dead) })
-            })
-            .collect()
     }
 
     /// # Errors

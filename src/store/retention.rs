@@ -45,6 +45,10 @@ pub(super) async fn retain(db: &mut SqliteConnection, retention: &Retention) -> 
     gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM run_groups WHERE (name, run_id) IN (SELECT name, run_id FROM run_groups WHERE run_id NOT IN (SELECT id FROM runs) LIMIT $1)";
     gone += sqlx::query(sql).bind(limit).execute(&mut *db).await?.rows_affected();
+    // The begin of a group that has no runs left.
+    let sql = "DELETE FROM run_group_starts WHERE name IN (SELECT name FROM run_group_starts g WHERE since_us < $1
+        AND NOT EXISTS (SELECT 1 FROM run_groups r WHERE r.name = g.name) LIMIT $2)";
+    gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM notices WHERE id IN (SELECT id FROM notices WHERE created_us < $1 AND state <> 0 LIMIT $2)";
     gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM silences WHERE id IN (SELECT id FROM silences WHERE ends_us < $1 LIMIT $2)";

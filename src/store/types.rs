@@ -86,7 +86,7 @@ pub struct ItemOutcome {
     pub scores: Vec<NewScore>,
     /// Ids of failed or inapplicable judgements that these scores take the place of, under other names.
     pub stale: Vec<String>,
-    /// Queues that get each scored outcome.
+    /// Queues that get the scored outcomes of the metrics that they want.
     pub queues: Arc<[Queue]>,
     /// The item as JSON, where one of the queues wants it.
     pub body: Option<(BodyKey, String)>,
@@ -99,6 +99,15 @@ pub struct Queue {
     pub name: String,
     /// Its rows carry the item.
     pub wants_item: bool,
+    /// The metrics whose scores it gets, as settings name them; empty for all.
+    pub metrics: Vec<String>,
+}
+
+impl Queue {
+    /// Whether a judgement becomes a row. What is not wanted is never queued, so that what counts as delivered was sent.
+    pub(super) fn wants(&self, score: &NewScore) -> bool {
+        matches!(score.outcome, Outcome::Scored { .. }) && crate::sinks::wanted(&self.metrics, &score.metric)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -180,7 +189,11 @@ pub struct NewNotice {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Due {
     pub outbox_id: i64,
+    /// Those included in which the sink as a whole could not be served.
     pub attempts: u32,
+    /// Attempts in which the sink refused this very row for now, and when it first did.
+    pub failures: u32,
+    pub failed_us: Option<i64>,
     pub delivery: crate::sinks::Delivery,
 }
 
@@ -196,7 +209,10 @@ pub struct SentBatch {
 pub enum Fate {
     Delivered,
     Dead(String),
+    /// The sink refused the row for now.
     Again(Failure),
+    /// The sink could not be served, whatever the row.
+    Held(Failure),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

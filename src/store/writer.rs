@@ -13,7 +13,10 @@ use super::{
     prompts::PromptWrite,
     silences::SilenceWrite,
 };
-use crate::util::backoff::{self, Policy};
+use crate::{
+    model::OutboxChange,
+    util::backoff::{self, Policy},
+};
 
 /// Writes gathered into one transaction: enough to make an fsync cheap, few enough to keep the first one's wait short.
 const BATCH: usize = 256;
@@ -42,6 +45,7 @@ pub(super) enum Write {
     Outcome(Box<ItemOutcome>),
     FinishRun(Box<FinishedRun>),
     Sent(SentBatch),
+    Outbox(OutboxChange),
     Notice {
         id: i64,
         end: NoticeEnd,
@@ -67,6 +71,7 @@ impl Write {
             | Self::Draw(_)
             | Self::FinishRun(_)
             | Self::Notice { .. }
+            | Self::Outbox(_)
             | Self::Prompt(_)
             | Self::Silence(_)
             | Self::Grouped(_)

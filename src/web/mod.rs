@@ -29,6 +29,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     control::{Control, Refusal, RunRequest},
+    model::OutboxChange,
     prompts::Prompts,
     providers::Models,
     store::{Health, Store},
@@ -60,6 +61,7 @@ pub fn router(web: Web) -> Router {
         .route("/api/v1/monitors/{name}/runs", post(run_now))
         .route("/api/v1/prompts/refresh", post(refresh_prompts))
         .route("/api/v1/silences", post(silences::post))
+        .route("/api/v1/outbox", post(change_outbox))
         .merge(openai::routes())
         .layer(middleware::from_fn_with_state(web.clone(), authorised))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -128,6 +130,13 @@ struct RefreshRequest {
 
 async fn refresh_prompts(State(web): State<Web>, Json(request): Json<RefreshRequest>) -> Response {
     Json(web.prompts.refresh(request.name.as_deref()).await).into_response()
+}
+
+async fn change_outbox(State(web): State<Web>, Json(change): Json<OutboxChange>) -> Response {
+    match web.control.change_outbox(change).await {
+        Ok(rows) => Json(serde_json::json!({ "rows": rows })).into_response(),
+        Err(refusal) => refused(&refusal),
+    }
 }
 
 async fn run_now(State(web): State<Web>, Path(name): Path<String>, Json(request): Json<RunRequest>) -> Response {

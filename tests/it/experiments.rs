@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     build::{judge, langfuse, quick, short, with},
     site::Site,
-    world::{Fault, Langfuse, Mode, World},
+    world::{Fault, Langfuse, Mode, NewTrace, World},
 };
 
 fn publish() -> Value {
@@ -21,7 +21,7 @@ fn experiment(base: Value) -> Value {
 /// Dataset items in the run, as the server has them, repeats included.
 fn in_run(langfuse: &Langfuse) -> Vec<String> {
     let of_span = |span: &std::collections::BTreeMap<String, Value>| span["langfuse.experiment.item.id"].as_str().map(str::to_owned);
-    match langfuse.mode {
+    match langfuse.mode() {
         Mode::V3 => langfuse.run_items().iter().map(|link| link["datasetItemId"].as_str().unwrap().to_owned()).collect(),
         Mode::V4 => langfuse.spans().iter().filter(|span| span["name"] == "experiment-item-run").filter_map(of_span).collect(),
     }
@@ -43,7 +43,10 @@ async fn a_run_becomes_an_experiment_of_v4() {
     site.monitor("m", &experiment(langfuse()));
     let report = site.once("m").await;
     let published = report["published"].as_object().unwrap();
-    assert!(published.keys().all(|queue| queue.starts_with("langfuse:qa/answers#")) && published.values().all(|counts| counts["delivered"] == 12), "{report}");
+    assert!(
+        published.keys().all(|queue| queue.starts_with("langfuse:experiment=qa/answers#")) && published.values().all(|counts| counts["delivered"] == 12),
+        "{report}"
+    );
 
     let items = site.world.langfuse.dataset_items("qa/answers");
     assert_eq!(items.len(), 12);
@@ -240,4 +243,163 @@ async fn the_judges_calls_are_traces_of_their_own_that_are_never_judged() {
     assert_eq!(again["counts"]["fetched"], 3, "{again}");
     site.once("quiet").await;
     assert_eq!(site.world.langfuse.spans().len(), 3);
+}
+
+/// Free, into one run of a name that no midnight changes.
+fn one_run(publish: Value) -> Value {
+    let publish = with(json!({ "type": "langfuse", "scores": false, "experiment": { "dataset": "d", "run_name": "all" } }), publish);
+    with(quick(), json!({ "metrics": [short()], "publish": [publish] }))
+}
+
+fn once_each(langfuse: &Langfuse, n: usize) {
+    let items = in_run(langfuse);
+    assert_eq!((items.len(), items.iter().collect::<BTreeSet<_>>().len()), (n, n));
+}
+
+/// A trace that the next run takes.
+fn add(site: &Site, id: &str) {
+    site.world.langfuse.add(NewTrace::new(id, jiff::Timestamp::now() - jiff::SignedDuration::from_secs(2)));
+}
+
+#[tokio::test]
+async fn a_link_whose_answer_was_lost_is_not_made_again() {
+    let site = Site::with(Mode::V3).await;
+    site.world.langfuse.add_some(2);
+    site.monitor("m", &one_run(json!({})));
+    let _daemon = site.daemon().await;
+    site.until("a run that is known", |world| whole(world, 2)).await;
+    site.world.langfuse.links.queue([Fault::Cut]);
+    add(&site, "late");
+    site.until("the late one", |world| whole(world, 3)).await;
+    assert_eq!(site.world.langfuse.links.queued(), 0);
+    once_each(&site.world.langfuse, 3);
+}
+
+#[tokio::test]
+async fn a_run_that_was_read_in_part_is_read_again_before_it_is_added_to() {
+    let site = Site::with(Mode::V3).await;
+    site.world.langfuse.add_some(120);
+    site.monitor("m", &one_run(json!({})));
+    site.once("m").await;
+    once_each(&site.world.langfuse, 120);
+    // The same items, which are all in the run, by a process that knows nothing of it.
+    site.monitor("again", &one_run(json!({})));
+    site.world.langfuse.fail_page(2);
+    let _daemon = site.daemon().await;
+    site.wait("all rows", async || site.metric("assayd_outbox_pending", &[]).await == 0.0 && site.scored_items("again", "short").await.len() == 120).await;
+    assert!(site.world.langfuse.page_failed());
+    once_each(&site.world.langfuse, 120);
+}
+
+#[tokio::test]
+async fn two_sinks_that_publish_to_one_run_link_each_item_once() {
+    let site = Site::with(Mode::V3).await;
+    site.world.langfuse.add_some(20);
+    site.world.langfuse.writes.latency(Duration::from_millis(5));
+    let sink = |metric: &str| json!({ "type": "langfuse", "scores": false, "metrics": [metric], "experiment": { "dataset": "d", "run_name": "all" } });
+    let publish = json!([sink("short"), sink("helpful")]);
+    site.monitor("m", &with(langfuse(), json!({ "metrics": [short(), judge()], "publish": publish })));
+    let report = site.once("m").await;
+    assert!(report["published"].as_object().unwrap().values().all(|counts| counts["delivered"] == 20), "{report}");
+    once_each(&site.world.langfuse, 20);
+    assert_eq!(site.world.langfuse.run_scores().len(), 2);
+}
+
+#[tokio::test]
+async fn a_server_that_becomes_one_of_v4_loses_no_item() {
+    let site = Site::with(Mode::V3).await;
+    site.world.langfuse.add_some(2);
+    site.monitor("m", &one_run(json!({})));
+    let _daemon = site.daemon().await;
+    site.until("a run of v3", |world| whole(world, 2)).await;
+    // Judged before, published after.
+    site.world.langfuse.writes.always(Some(Fault::Status(500)));
+    add(&site, "late0");
+    add(&site, "late1");
+    site.wait("the judgements", async || site.scored_items("m", "short").await.len() == 4).await;
+    site.world.langfuse.upgrade();
+    site.world.langfuse.writes.always(None);
+    let traces = |world: &World| {
+        world.langfuse.spans().iter().filter_map(|span| span["langfuse.trace.metadata.source_trace_id"].as_str().map(str::to_owned)).collect::<BTreeSet<_>>()
+    };
+    site.until("both as items of v4", |world| traces(world).is_superset(&["late0".to_owned(), "late1".to_owned()].into())).await;
+    // The source has heard of it too.
+    add(&site, "after");
+    site.until("an item of a trace read by v4", |world| traces(world).contains("after")).await;
+}
+
+#[tokio::test]
+async fn a_path_that_is_gone_for_a_moment_does_not_make_a_server_one_of_v3() {
+    let site = Site::new().await;
+    site.world.langfuse.add_some(2);
+    site.world.langfuse.reads.queue([Fault::Status(404)]);
+    site.monitor("m", &one_run(json!({})));
+    let _daemon = site.daemon().await;
+    site.until("an experiment of v4", |world| in_run(&world.langfuse).len() == 2).await;
+}
+
+#[tokio::test]
+async fn an_item_that_langfuse_refuses_as_a_trace_holds_up_no_other() {
+    let site = Site::new().await;
+    site.world.langfuse.add_some(6);
+    site.world.langfuse.refuse_spans_with("[[item:t0003]]");
+    site.monitor("m", &with(one_run(json!({})), json!({ "schedule": { "every": "1h" } })));
+    let report = site.once("m").await;
+    let published = report["published"].as_object().unwrap().values().next().unwrap().clone();
+    assert_eq!((&published["delivered"], &published["pending"]), (&json!(5), &json!(0)), "{report}");
+    once_each(&site.world.langfuse, 5);
+    let explained = site.run(&["explain", "m", "t0003"]).await.expect(0).stdout;
+    assert!(explained.contains("made-up refusal of an export"), "{explained}");
+}
+
+#[tokio::test]
+async fn a_metric_with_parts_is_published_by_its_name_and_a_part_by_its_own() {
+    let site = Site::new().await;
+    site.world.langfuse.add_some(3);
+    site.world.llm.words(|_| Some(json!({ "polite_reason": "p", "polite_verdict": true, "useful_reason": "u", "useful_verdict": 4 }).to_string()));
+    let quality = json!({ "name": "quality", "type": "judge", "model": "judge", "prompt": "Rate {{ output }}",
+        "outputs": { "polite": { "kind": "boolean" }, "useful": { "kind": "score", "min": 1, "max": 5 } } });
+    let monitor = |metrics: Value| with(langfuse(), json!({ "metrics": [quality.clone(), short()], "publish": [{ "type": "langfuse", "metrics": metrics }] }));
+    site.monitor("m", &monitor(json!(["quality"])));
+    let report = site.once("m").await;
+    assert_eq!(report["published"]["langfuse:metrics=quality"]["delivered"], 6, "what is not wanted is not queued, so it counts as nothing: {report}");
+    let scored = |name: &str| site.world.langfuse.scored(name);
+    assert_eq!((scored("quality.polite"), scored("quality.useful"), scored("short")), (3, 3, 0));
+
+    let site = Site::new().await;
+    site.world.langfuse.add_some(3);
+    site.world.llm.words(|_| Some(json!({ "polite_reason": "p", "polite_verdict": true, "useful_reason": "u", "useful_verdict": 4 }).to_string()));
+    site.monitor("m", &monitor(json!(["quality.polite"])));
+    site.run(&["validate"]).await.expect(0);
+    site.once("m").await;
+    assert_eq!((site.world.langfuse.scored("quality.polite"), site.world.langfuse.scored("quality.useful")), (3, 0));
+    site.monitor("m", &monitor(json!(["quality.rude"])));
+    let said = site.run(&["validate"]).await.expect(1).stdout;
+    assert!(said.contains("no metric `quality.rude`"), "{said}");
+}
+
+#[tokio::test]
+async fn items_of_another_project_are_no_traces_of_this_one() {
+    for mode in [Mode::V3, Mode::V4] {
+        let (mut site, other) = (Site::with(mode).await, World::start(mode).await);
+        site.settings["connections"]["langfuse"]["other"] = json!({ "base_url": other.langfuse.url, "public_key": "pk-lf-test", "secret_key": "sk-lf-test" });
+        site.settings["connections"]["langfuse"]["same"] = site.settings["connections"]["langfuse"]["default"].clone();
+        site.save();
+        site.world.langfuse.add_some(3);
+        site.monitor("m", &with(one_run(json!({ "connection": "other" })), json!({ "schedule": { "every": "1h" } })));
+        site.once("m").await;
+        let items = other.langfuse.dataset_items("d");
+        assert!(items.len() == 3 && items.values().all(|item| item["sourceTraceId"].is_null()), "{mode:?}: {items:?}");
+        assert_eq!((in_run(&other.langfuse).len(), other.langfuse.spans().len()), (3, 6), "{mode:?}: each has a trace of its own");
+
+        // Scores on traces that are not there are told, and are no fault.
+        let scores = |connection: &str| with(langfuse(), json!({ "publish": [{ "type": "langfuse", "connection": connection }] }));
+        for (connection, told) in [("default", false), ("same", false), ("other", true)] {
+            site.monitor("m", &scores(connection));
+            let said = site.run(&["validate"]).await.expect(0).said();
+            assert_eq!(said.contains("warning: monitors/m.yaml:") && said.contains("traces of connection `default`"), told, "{connection}: {said}");
+        }
+        let _daemon = site.daemon().await;
+        site.says("scores are put on the traces of Langfuse connection `other`").await;
+    }
 }

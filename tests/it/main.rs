@@ -30,6 +30,7 @@ mod import;
 mod join;
 mod judge;
 mod kills;
+mod outbox;
 mod outside;
 mod pipeline;
 mod postgres;

@@ -239,7 +239,7 @@ async fn a_row_that_is_there_stays_or_gives_way_or_is_an_error() {
         let far = json!({ "type": "postgres", "connection": "far", "schema": "far", "on_conflict": mode });
         site.monitor("m", &with(monitor(), json!({ "publish": [{ "type": "postgres", "schema": "near" }, far] })));
         let report = site.once("m").await;
-        assert_eq!(report["published"]["postgres:near"]["delivered"], 2, "{report}");
+        assert_eq!(report["published"]["postgres:schema=near"]["delivered"], 2, "{report}");
         // While rows wait for the far one, somebody else writes a row of the same key there.
         postgres
             .run(
@@ -291,4 +291,52 @@ async fn a_hostile_row_arrives_as_text_and_one_that_is_refused_holds_up_no_other
     assert_eq!(postgres.count("evaluation_results").await, 8);
     let explained = site.run(&["explain", "m", "r7"]).await.expect(0).stdout;
     assert!(explained.contains("check constraint"), "{explained}");
+}
+
+#[tokio::test]
+async fn a_row_against_a_rule_of_the_tables_owner_holds_up_no_other_and_a_rule_against_all_loses_none() {
+    let Some(postgres) = Postgres::start().await else { return };
+    let mut site = site(&postgres.url()).await;
+    init(&site).await;
+    site.world.langfuse.add_some(9);
+    let trigger = |when: &str| {
+        format!(
+            "CREATE OR REPLACE FUNCTION rule() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF {when} THEN RAISE EXCEPTION ''not this one''; END IF; RETURN NEW; END';
+             CREATE OR REPLACE TRIGGER rule BEFORE INSERT ON evaluation_dataset FOR EACH ROW EXECUTE FUNCTION rule()"
+        )
+    };
+    postgres.run(&trigger("NEW.trace_id = ''t0004''")).await;
+    site.monitor("m", &monitor());
+    let report = site.once("m").await;
+    assert_eq!(report["published"]["postgres"], json!({ "delivered": 8, "pending": 0 }), "{report}");
+    let explained = site.run(&["explain", "m", "t0004"]).await.expect(0).stdout;
+    assert!(explained.contains("not this one"), "{explained}");
+
+    postgres.run(&trigger("true")).await;
+    site.world.langfuse.add_many("all", 3, jiff::SignedDuration::from_mins(20), jiff::SignedDuration::from_mins(5));
+    let report = site.once("m").await;
+    assert_eq!(report["published"]["postgres"], json!({ "delivered": 0, "pending": 3 }), "{report}");
+    postgres.run("DROP TRIGGER rule ON evaluation_dataset").await;
+
+    // A policy, for who is not above it.
+    postgres
+        .run(
+            "DO $$ BEGIN CREATE ROLE assayd_test_policy; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;
+             GRANT ALL ON ALL TABLES IN SCHEMA public TO assayd_test_policy;
+             ALTER TABLE evaluation_dataset ENABLE ROW LEVEL SECURITY;
+             CREATE POLICY tenants ON evaluation_dataset USING (true) WITH CHECK (trace_id <> 'last0001')",
+        )
+        .await;
+    site.settings["connections"]["postgres"]["default"]["url"] = json!(format!("{}?options[role]=assayd_test_policy", postgres.url()));
+    site.save();
+    site.world.langfuse.add_many("last", 2, jiff::SignedDuration::from_mins(10), jiff::SignedDuration::from_mins(5));
+    site.once("m").await;
+    assert_eq!(postgres.count("evaluation_results").await, 9, "one of the two; those that wait are tried again after a minute");
+    let explained = site.run(&["explain", "m", "last0001"]).await.expect(0).stdout;
+    assert!(explained.contains("42501"), "{explained}");
+    // No right to the table at all is nobody's row.
+    postgres.run("REVOKE ALL ON ALL TABLES IN SCHEMA public FROM assayd_test_policy").await;
+    site.world.langfuse.add(NewTrace::new("more", jiff::Timestamp::now() - jiff::SignedDuration::from_mins(2)));
+    let report = site.once("m").await;
+    assert_eq!(report["published"]["postgres"], json!({ "delivered": 0, "pending": 1 }), "{report}");
 }

@@ -130,7 +130,7 @@ impl Published {
 /// Dataset items in the run, repeats included.
 fn in_run(site: &Site) -> Vec<String> {
     let langfuse = &site.world.langfuse;
-    match langfuse.mode {
+    match langfuse.mode() {
         Mode::V3 => langfuse.run_items().iter().map(|link| link["datasetItemId"].as_str().unwrap().to_owned()).collect(),
         Mode::V4 => {
             let of = |name: &str| langfuse.spans().into_iter().filter(|span| span["name"] == name).collect::<Vec<_>>();

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::experiment::{Experiment, ExperimentConfig};
-use super::{BuildError, Delivery, RowError, Sink, SinkConfig, SinkCx, SinkError, SinkKind};
+use super::{BuildError, Delivery, RowError, Sink, SinkConfig, SinkCx, SinkError, SinkKind, queue_name};
 use crate::{
     connections::{self, Langfuse},
     util::{
@@ -39,7 +39,7 @@ pub struct LangfuseConfig {
     /// Publish scores on the traces. Default true.
     #[serde(default = "yes")]
     scores: bool,
-    /// Metrics that are published. Default: all.
+    /// Metrics that are published: `METRIC` with all its parts, or `METRIC.PART`. Default: all.
     #[serde(default)]
     metrics: Vec<String>,
     /// Make the scores the run of a dataset too.
@@ -74,27 +74,31 @@ impl SinkConfig for LangfuseConfig {
         }
         let connection = connections::find("langfuse", &cx.connections.langfuse, &self.connection).map_err(|message| BuildError::at("connection", message))?;
         let langfuse = Langfuse::new(connection, cx.http.clone());
-        let experiment = self.experiment.as_ref().map(|experiment| experiment.build(&langfuse, cx.runs, &self.metrics)).transpose()?;
+        let experiment = self.experiment.as_ref().map(|experiment| experiment.build(&self.connection, &langfuse, cx.runs, &self.metrics)).transpose()?;
         let sender = Sender { langfuse, one_by_one: AtomicBool::new(false) };
-        Ok(Arc::new(Publisher { sender, scores: self.scores, metrics: self.metrics.clone(), experiment }))
+        Ok(Arc::new(Publisher { sender, scores: self.scores, experiment }))
     }
 
     /// What is published differently is queued by itself.
     fn queue(&self) -> String {
-        let mut name = "langfuse".to_owned();
+        let mut parts = Vec::new();
         if self.connection != connections::DEFAULT {
-            name.push_str(&format!(":{}", self.connection));
+            parts.push(("connection", self.connection.clone()));
         }
         if let Some(experiment) = &self.experiment {
-            name.push_str(&format!(":{}", experiment.name()));
+            parts.push(("experiment", experiment.name()));
         }
         if !self.metrics.is_empty() {
-            name.push_str(&format!(":{}", self.metrics.join("+")));
+            parts.push(("metrics", self.metrics.iter().map(|name| name.replace('%', "%25").replace(',', "%2C")).collect::<Vec<_>>().join(",")));
         }
         if !self.scores {
-            name.push_str(":no-scores");
+            parts.push(("scores", "false".to_owned()));
         }
-        name
+        queue_name("langfuse", &parts)
+    }
+
+    fn scores_traces_of(&self) -> Option<&str> {
+        self.scores.then_some(self.connection.as_str())
     }
 
     fn trace_calls(&self) -> Option<&str> {
@@ -109,8 +113,6 @@ impl SinkConfig for LangfuseConfig {
 struct Publisher {
     sender: Sender,
     scores: bool,
-    /// Empty for all.
-    metrics: Vec<String>,
     experiment: Option<Experiment>,
 }
 
@@ -263,16 +265,11 @@ impl Sender {
 #[async_trait]
 impl Sink for Publisher {
     async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Result<(), RowError>>, SinkError> {
-        let wanted = |delivery: &Delivery| self.metrics.is_empty() || self.metrics.contains(&delivery.score.metric);
-        let rows: Vec<&Delivery> = batch.iter().filter(|delivery| wanted(delivery)).collect();
-        let mut answers = if self.scores { self.sender.scores(&rows).await? } else { vec![Ok(()); rows.len()] };
-        if let Some(experiment) = &self.experiment {
-            let published = experiment.publish(&self.sender, &rows).await?;
-            answers = answers.into_iter().zip(published).map(|(score, item)| score.and(item)).collect();
-        }
-        // What is not wanted is done with.
-        let mut answers = answers.into_iter();
-        Ok(batch.iter().map(|delivery| if wanted(delivery) { answers.next().unwrap_or(Ok(())) } else { Ok(()) }).collect())
+        let rows: Vec<&Delivery> = batch.iter().collect();
+        let answers = if self.scores { self.sender.scores(&rows).await? } else { vec![Ok(()); rows.len()] };
+        let Some(experiment) = &self.experiment else { return Ok(answers) };
+        let published = experiment.publish(&self.sender, &rows).await?;
+        Ok(answers.into_iter().zip(published).map(|(score, item)| score.and(item)).collect())
     }
 
     fn wants_item(&self) -> bool {
@@ -282,5 +279,19 @@ impl Sink for Publisher {
     async fn probe(&self) -> Result<String, SinkError> {
         let project = self.sender.langfuse.project_id().await.map_err(|error| sink_error(&error))?;
         Ok(format!("Langfuse takes scores for project {project}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_no_metric_and_two_metrics_are_not_one() {
+        let queue = |settings: Value| serde_json::from_value::<LangfuseConfig>(settings).unwrap().queue();
+        assert_eq!(queue(json!({})), "langfuse");
+        assert_eq!(queue(json!({ "connection": "safety" })), "langfuse:connection=safety");
+        assert_eq!(queue(json!({ "metrics": ["safety", "tone"] })), "langfuse:metrics=safety,tone");
+        assert_ne!(queue(json!({ "metrics": ["safety,tone"] })), queue(json!({ "metrics": ["safety", "tone"] })));
     }
 }

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use sqlx::AssertSqlSafe;
 
 use self::table::Table;
-use super::{BuildError, Delivery, RowError, Sink, SinkConfig, SinkCx, SinkError, SinkKind};
+use super::{BuildError, Delivery, RowError, Sink, SinkConfig, SinkCx, SinkError, SinkKind, queue_name};
 use crate::{
     connections::{self, Connections, Postgres, PostgresFault},
     util::plugin,
@@ -86,14 +86,20 @@ impl SinkConfig for PostgresConfig {
     }
 
     fn queue(&self) -> String {
-        let connection = Some(self.connection.as_str()).filter(|name| *name != connections::DEFAULT);
-        let on_conflict = match self.on_conflict {
-            OnConflict::DoNothing => None,
-            OnConflict::Upsert => Some("upsert"),
-            OnConflict::Error => Some("error"),
-        };
         // All that decides what becomes of a row: monitors that share a queue share its sink.
-        [Some("postgres"), connection, self.schema.as_deref(), on_conflict].into_iter().flatten().collect::<Vec<_>>().join(":")
+        let mut parts = Vec::new();
+        if self.connection != connections::DEFAULT {
+            parts.push(("connection", self.connection.clone()));
+        }
+        if let Some(schema) = &self.schema {
+            parts.push(("schema", schema.clone()));
+        }
+        match self.on_conflict {
+            OnConflict::DoNothing => {}
+            OnConflict::Upsert => parts.push(("on_conflict", "upsert".to_owned())),
+            OnConflict::Error => parts.push(("on_conflict", "error".to_owned())),
+        }
+        queue_name("postgres", &parts)
     }
 }
 
@@ -169,27 +175,37 @@ impl From<sqlx::Error> for Failed {
 impl Sink for Writer {
     async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Result<(), RowError>>, SinkError> {
         let mut answers = vec![Ok(()); batch.len()];
+        // The last error of a rule, and how many rows it was about.
+        let (mut rule, mut ruled_out) = (None, 0);
         let mut open: Vec<Range<usize>> = iter::once(0..batch.len()).collect();
         while let Some(range) = open.pop() {
             let written = tokio::time::timeout(PATIENCE + SLACK, self.write(&batch[range.clone()])).await;
-            match written.map_err(|_| Failed::Timeout).and_then(|written| written.map_err(Failed::from)) {
+            let error = match written.map_err(|_| Failed::Timeout).and_then(|written| written.map_err(Failed::from)) {
                 Ok(conflicts) => {
                     for at in conflicts {
                         answers[range.start + at] = Err(RowError::Dead("another score has this run, item and metric (on_conflict: error)".to_owned()));
                     }
+                    continue;
                 }
-                Err(Failed::Database(error)) if PostgresFault::of(&error) == PostgresFault::Data => {
-                    if range.len() == 1 {
-                        answers[range.start] = Err(RowError::Dead(self.postgres.explain(&error)));
-                    } else {
-                        let middle = range.start + range.len() / 2;
-                        open.extend([middle..range.end, range.start..middle]);
-                    }
-                }
+                Err(Failed::Database(error)) if matches!(PostgresFault::of(&error), PostgresFault::Data | PostgresFault::Rule) => error,
                 Err(failed) => return Err(self.sink_error(&failed)),
+            };
+            if range.len() > 1 {
+                let middle = range.start + range.len() / 2;
+                open.extend([middle..range.end, range.start..middle]);
+                continue;
+            }
+            answers[range.start] = Err(RowError::Dead(self.postgres.explain(&error)));
+            if PostgresFault::of(&error) == PostgresFault::Rule {
+                ruled_out += 1;
+                rule = Some(error);
             }
         }
-        Ok(answers)
+        match rule {
+            // No row at all: more likely the rule, or our rights, are not what they should be.
+            Some(error) if ruled_out == batch.len() => Err(self.sink_error(&Failed::Database(error))),
+            _ => Ok(answers),
+        }
     }
 
     fn batch_size(&self) -> usize {
@@ -248,6 +264,7 @@ impl Writer {
         let hint = match fault {
             PostgresFault::Tables => " (`assayd postgres init` makes the tables)",
             PostgresFault::Refused => " (check the connection and its rights)",
+            PostgresFault::Rule => " (every row is refused: check the rights, policies and triggers of the tables)",
             PostgresFault::Data | PostgresFault::Away => "",
         };
         SinkError { message: format!("{}{hint}", self.postgres.explain(error)), retry_after: None, transient: fault == PostgresFault::Away }
@@ -284,7 +301,9 @@ mod tests {
             schema: schema.map(str::to_owned),
         };
         assert_eq!(config("default", OnConflict::DoNothing, None).queue(), "postgres");
-        assert_eq!(config("eu", OnConflict::Upsert, Some("quality")).queue(), "postgres:eu:quality:upsert");
+        assert_eq!(config("eu", OnConflict::Upsert, Some("quality")).queue(), "postgres:connection=eu:schema=quality:on_conflict=upsert");
+        let ambiguous = [config("eu", OnConflict::DoNothing, None), config("default", OnConflict::DoNothing, Some("eu"))];
+        assert_ne!(ambiguous[0].queue(), ambiguous[1].queue(), "a connection is no schema");
     }
 
     #[test]

@@ -3,35 +3,31 @@
 //! v3 takes a run item by item (`POST /dataset-run-items`), which links an item to its trace. v4 has no such thing: an
 //! experiment is spans with its attributes, under an id that is made from its name ([`experiment_id`]); so is it in v3
 //! where the item comes from elsewhere and has no trace in Langfuse. Every id is derived from what it stands for, so that
-//! a repeat changes nothing. v3 numbers its links itself: there the run is read before it is added to.
+//! a repeat changes nothing. v3 numbers its links itself: there the run is read before it is added to ([`links`]).
 
+mod dataset;
+mod links;
+mod scores;
 mod spans;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use futures_util::future::join_all;
 use jiff::Timestamp;
-use reqwest::Method;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 
-use self::spans::input;
-use super::{Body, Sender, row_error, sink_error};
+use super::{Sender, sink_error};
 use crate::{
-    connections::{self, Dialect, Langfuse},
+    connections::{Dialect, Langfuse},
     model::{About, Item},
     sinks::{BuildError, Delivery, RowError, Runs, SinkError},
-    util::{
-        http::{self, HttpError},
-        template::Template,
-        text,
-    },
+    util::{template::Template, text},
 };
 
 /// `experiment:`, the run of a dataset that the scores become.
@@ -59,12 +55,8 @@ fn run_name() -> String {
 const ENVIRONMENT: &str = "sdk-experiment";
 /// Requests at the same time.
 const PARALLEL: usize = 8;
-/// Of one export of spans; a server takes 16 MB and more.
-const EXPORT_BYTES: usize = 4 << 20;
 /// What is remembered of what was sent; beyond, it is sent again, which changes nothing.
 const REMEMBERED: usize = 50_000;
-/// Of a page of a run's links.
-const PAGE: usize = 100;
 
 impl ExperimentConfig {
     /// Tells this experiment from others in the queue's name.
@@ -73,7 +65,7 @@ impl ExperimentConfig {
         format!("{}#{}", self.dataset, &blake3::hash(rest.as_bytes()).to_hex()[..6])
     }
 
-    pub(super) fn build(&self, langfuse: &Langfuse, runs: &Arc<dyn Runs>, metrics: &[String]) -> Result<Experiment, BuildError> {
+    pub(super) fn build(&self, connection: &str, langfuse: &Langfuse, runs: &Arc<dyn Runs>, metrics: &[String]) -> Result<Experiment, BuildError> {
         if self.dataset.trim().is_empty() {
             return Err(BuildError::at("experiment", "`dataset` is empty: it names the dataset that judged items are put into"));
         }
@@ -85,6 +77,7 @@ impl ExperimentConfig {
                 .map_err(|error| BuildError::at("experiment", format!("`run_name`: {error}")))?;
         }
         Ok(Experiment {
+            connection: connection.to_owned(),
             langfuse: langfuse.clone(),
             config: self.clone(),
             run_name: template,
@@ -111,6 +104,8 @@ fn names(about: &About, run_id: &str, slot: Timestamp) -> minijinja::Value {
 }
 
 pub(super) struct Experiment {
+    /// The name of the project's connection.
+    connection: String,
     langfuse: Langfuse,
     config: ExperimentConfig,
     run_name: Template,
@@ -135,7 +130,7 @@ struct Sent {
 struct Run {
     /// Langfuse's, for scores of the run as a whole.
     id: Option<String>,
-    /// Dataset items in it.
+    /// Dataset items that it was sent by us.
     items: HashSet<String>,
     /// Our runs that are part of it.
     run_ids: BTreeSet<String>,
@@ -177,6 +172,12 @@ fn experiment_id(project: &str, dataset_id: &str, run_name: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The places of rows that nothing was refused of so far.
+fn sound<'p, 'a>(places: &'p [Option<Place<'a>>], answers: &[Result<(), RowError>]) -> Vec<(usize, &'p Place<'a>)> {
+    let sound = places.iter().enumerate().filter(|(at, _)| answers[*at].is_ok());
+    sound.filter_map(|(at, place)| Some((at, place.as_ref()?))).collect()
+}
+
 impl Experiment {
     /// Answers for every row, in their order.
     pub(super) async fn publish(&self, sender: &Sender, rows: &[&Delivery]) -> Result<Vec<Result<(), RowError>>, SinkError> {
@@ -191,23 +192,19 @@ impl Experiment {
             places.push(place.ok());
         }
         self.put_items(&places, &mut answers).await?;
-        let sound = places.iter().enumerate().filter(|(at, _)| answers[*at].is_ok());
-        let some: Vec<(usize, &Place<'_>)> = sound.filter_map(|(at, place)| Some((at, place.as_ref()?))).collect();
-        let experiment_of = |project: &str, place: &Place<'_>| experiment_id(project, &dataset_id, &place.run_name);
-        self.put_spans(&some, &dataset_id, |place| experiment_of(project, place)).await?;
-        for (at, place) in &some {
-            match dialect {
-                Dialect::V3 => {
-                    if let Err(error) = self.link(&dataset_id, place).await? {
-                        answers[*at] = Err(error);
-                    }
-                }
-                Dialect::V4 => self.with_run(&place.run_name, |run| run.id = Some(experiment_of(project, place))),
-            }
+        let experiment_of = |place: &Place<'_>| experiment_id(project, &dataset_id, &place.run_name);
+        self.put_spans(&sound(&places, &answers), dialect, &dataset_id, experiment_of, &mut answers).await?;
+        let some = sound(&places, &answers);
+        match dialect {
+            Dialect::V3 => self.link_all(&some, &dataset_id, &mut answers).await?,
+            Dialect::V4 => some.iter().for_each(|(_, place)| self.with_run(&place.run_name, |run| run.id = Some(experiment_of(place)))),
+        }
+        let some = sound(&places, &answers);
+        for (_, place) in &some {
             self.with_run(&place.run_name, |run| run.run_ids.insert(place.delivery.score.run_id.clone()));
         }
         self.score_items(sender, &some, &mut answers).await?;
-        self.score_runs(sender, &some).await?;
+        self.score_runs(sender, project, &some).await?;
         Ok(answers)
     }
 
@@ -221,32 +218,6 @@ impl Experiment {
         change(sent.runs.entry(name.to_owned()).or_default())
     }
 
-    /// Of the dataset, which is made where it is missing.
-    async fn dataset_id(&self) -> Result<String, SinkError> {
-        #[derive(Deserialize)]
-        struct Dataset {
-            id: String,
-        }
-        let mut known = self.dataset.lock().await;
-        if let Some(id) = &*known {
-            return Ok(id.clone());
-        }
-        let http = self.langfuse.http();
-        let path = format!("/v2/datasets/{}", connections::segment(&self.config.dataset));
-        let found = http.attempt(self.langfuse.request(Method::GET, &path)).await;
-        let answer = match found {
-            // Made only where it is missing: making it again would empty its description.
-            Err(HttpError::Status { status: 404, .. }) => {
-                let request = self.langfuse.request(Method::POST, "/v2/datasets").json(&json!({ "name": self.config.dataset }));
-                http.attempt(request).await
-            }
-            found => found,
-        };
-        let dataset: Dataset = answer.and_then(|answer| http::json(&answer)).map_err(|error| sink_error(&error))?;
-        *known = Some(dataset.id.clone());
-        Ok(dataset.id)
-    }
-
     async fn place<'a>(&self, delivery: &'a Delivery, dialect: Dialect, project: &str) -> Result<Place<'a>, RowError> {
         let dead = |message: &str| RowError::Dead(format!("Langfuse experiment: {message}"));
         let item = delivery.item.as_deref().ok_or_else(|| dead("what was judged is no longer kept"))?;
@@ -257,7 +228,8 @@ impl Experiment {
         let item_id = format!("assayd-{}", hash(&[&self.config.dataset, &item.about.source_kind, &item.trace.id, &item.content_hash]));
         // The left side of a join is told by its address. (One that got an id of its own is no trace that Langfuse knows.)
         let page = self.langfuse.page(&format!("/project/{project}/traces/{}", item.trace.scored_trace()));
-        let known = item.about.source_kind == "langfuse" || item.trace.url.as_ref() == Some(&page);
+        // Of another connection the same address is the same project.
+        let known = item.about.langfuse.as_ref() == Some(&self.connection) || item.trace.url.as_ref() == Some(&page);
         // v3 links an item to the trace that Langfuse has of it.
         let own = dialect == Dialect::V3 && known;
         let spans =
@@ -265,253 +237,6 @@ impl Experiment {
         let trace_id = if own { item.trace.scored_trace().to_owned() } else { hash(&["trace", &run_name, &item_id]) };
         Ok(Place { delivery, item, run_name, item_id, known, trace_id, spans })
     }
-
-    /// The items that are not known to be there, each once.
-    async fn put_items(&self, places: &[Option<Place<'_>>], answers: &mut [Result<(), RowError>]) -> Result<(), SinkError> {
-        let mut missing: BTreeMap<&str, &Place<'_>> = BTreeMap::new();
-        {
-            let mut sent = self.sent();
-            if sent.items.len() > REMEMBERED {
-                sent.items.clear();
-            }
-            missing.extend(places.iter().flatten().filter(|place| !sent.items.contains(&place.item_id)).map(|place| (place.item_id.as_str(), place)));
-        }
-        let missing: Vec<_> = missing.into_iter().collect();
-        let mut put = Vec::with_capacity(missing.len());
-        for some in missing.chunks(PARALLEL) {
-            let mut requests = Vec::with_capacity(some.len());
-            for (_, place) in some {
-                requests.push(self.put_item(place));
-            }
-            put.extend(some.iter().map(|(id, _)| *id).zip(join_all(requests).await));
-        }
-        for (id, outcome) in put {
-            match outcome {
-                Ok(()) => {
-                    self.sent().items.insert(id.to_owned());
-                }
-                Err(HttpError::Status { status: status @ (400 | 413 | 422), body, .. }) => {
-                    let of_item = places.iter().enumerate().filter(|(_, place)| place.as_ref().is_some_and(|place| place.item_id == id));
-                    of_item.for_each(|(at, _)| answers[at] = Err(row_error(status, &body)));
-                }
-                Err(error) => {
-                    if error.status() == Some(404) {
-                        // Somebody deleted the dataset: it is made anew.
-                        *self.dataset.lock().await = None;
-                        self.sent().items.clear();
-                    }
-                    return Err(sink_error(&error));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn put_item(&self, place: &Place<'_>) -> Result<(), HttpError> {
-        let (item, about) = (place.item, &place.item.about);
-        let mut body = json!({
-            "datasetName": self.config.dataset, "id": place.item_id, "input": input(item), "status": "ACTIVE",
-            "metadata": { "item_id": item.trace.id, "source": format!("{}:{}", about.source_kind, about.source_name), "url": item.trace.url, "metadata": item.case.metadata },
-        });
-        if !item.case.expected.is_empty() {
-            body["expectedOutput"] = json!(item.case.expected);
-        }
-        if place.known {
-            body["sourceTraceId"] = json!(item.trace.scored_trace());
-            if let Some((_, observation)) = item.trace.observation_place() {
-                body["sourceObservationId"] = json!(observation);
-            }
-        }
-        self.langfuse.http().attempt(self.langfuse.request(Method::POST, "/dataset-items").json(&body)).await.map(drop)
-    }
-
-    /// Traces that we make, of items that are not known to be in their run.
-    async fn put_spans(&self, some: &[(usize, &Place<'_>)], dataset_id: &str, experiment: impl Fn(&Place<'_>) -> String) -> Result<(), SinkError> {
-        let mut new: BTreeMap<(&str, &str), (&Place<'_>, &Spans)> = BTreeMap::new();
-        for (_, place) in some {
-            let known = self.with_run(&place.run_name, |run| run.items.contains(&place.item_id));
-            if let Some(spans) = place.spans.as_ref().filter(|_| !known) {
-                new.insert((&place.run_name, &place.item_id), (place, spans));
-            }
-        }
-        let (mut export, mut size) = (Vec::new(), 0);
-        for (place, spans) in new.values() {
-            let both = self.spans(place, spans, dataset_id, &experiment(place));
-            size += both.iter().map(|span| span.to_string().len()).sum::<usize>();
-            export.extend(both);
-            if size > EXPORT_BYTES {
-                self.export(&std::mem::take(&mut export)).await?;
-                size = 0;
-            }
-        }
-        if !export.is_empty() {
-            self.export(&export).await?;
-        }
-        // In v3 the link that follows says that the item is there.
-        if matches!(self.langfuse.dialect().await, Ok(Dialect::V4)) {
-            for (place, _) in new.into_values() {
-                self.with_run(&place.run_name, |run| run.items.insert(place.item_id.clone()));
-            }
-            let mut sent = self.sent();
-            if sent.runs.values().map(|run| run.items.len()).sum::<usize>() > REMEMBERED {
-                sent.runs.values_mut().for_each(|run| run.items.clear());
-            }
-        }
-        Ok(())
-    }
-
-    async fn export(&self, spans: &[Value]) -> Result<(), SinkError> {
-        self.langfuse.http().attempt(self.langfuse.spans(spans)).await.map(drop).map_err(|error| sink_error(&error))
-    }
-
-    fn run_metadata(&self, item: &Item) -> Value {
-        let mut metadata = self.config.metadata.clone();
-        metadata.entry("monitor").or_insert_with(|| json!(item.about.monitor));
-        if !self.config.tags.is_empty() {
-            metadata.entry("tags").or_insert_with(|| json!(self.config.tags));
-        }
-        Value::Object(metadata)
-    }
-
-    /// v3: the item becomes one of the run's, unless it is.
-    async fn link(&self, dataset_id: &str, place: &Place<'_>) -> Result<Result<(), RowError>, SinkError> {
-        if self.with_run(&place.run_name, |run| run.id.is_none()) {
-            self.read_run(dataset_id, &place.run_name).await?;
-        }
-        if self.with_run(&place.run_name, |run| run.items.contains(&place.item_id)) {
-            return Ok(Ok(()));
-        }
-        let mut body =
-            json!({ "runName": place.run_name, "datasetItemId": place.item_id, "traceId": place.trace_id, "metadata": self.run_metadata(place.item) });
-        if !place.item.about.description.is_empty() {
-            body["runDescription"] = json!(place.item.about.description);
-        }
-        let sent = self.langfuse.http().attempt(self.langfuse.request(Method::POST, "/dataset-run-items").json(&body)).await;
-        match sent.and_then(|answer| http::json::<Link>(&answer)) {
-            Ok(link) => {
-                self.with_run(&place.run_name, |run| {
-                    run.id = Some(link.dataset_run_id);
-                    run.items.insert(place.item_id.clone());
-                });
-                Ok(Ok(()))
-            }
-            Err(HttpError::Status { status: status @ (400 | 413 | 422), body, .. }) => Ok(Err(row_error(status, &body))),
-            Err(error) => {
-                if error.status() == Some(404) {
-                    // The item is gone, or the dataset.
-                    self.sent().items.clear();
-                    *self.dataset.lock().await = None;
-                }
-                Err(sink_error(&error))
-            }
-        }
-    }
-
-    /// What is in a run already: put there before we were started, or by an answer that was lost.
-    async fn read_run(&self, dataset_id: &str, run_name: &str) -> Result<(), SinkError> {
-        #[derive(Deserialize)]
-        struct Links {
-            data: Vec<Link>,
-        }
-        for page in 1_usize.. {
-            let query = [("datasetId", dataset_id), ("runName", run_name), ("page", &page.to_string()), ("limit", &PAGE.to_string())];
-            let found = self.langfuse.http().attempt(self.langfuse.request(Method::GET, "/dataset-run-items").query(&query)).await;
-            let links = match found.and_then(|answer| http::json::<Links>(&answer)) {
-                Ok(links) => links.data,
-                // There is no such run yet.
-                Err(HttpError::Status { status: 404, .. }) => return Ok(()),
-                Err(error) => return Err(sink_error(&error)),
-            };
-            let last = links.len() < PAGE;
-            self.with_run(run_name, |run| {
-                for link in links {
-                    run.id = Some(link.dataset_run_id);
-                    run.items.insert(link.dataset_item_id);
-                }
-            });
-            if last {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Scores on the traces that we made; those of Langfuse's own traces have them anyway.
-    async fn score_items(&self, sender: &Sender, some: &[(usize, &Place<'_>)], answers: &mut [Result<(), RowError>]) -> Result<(), SinkError> {
-        let (mut at, mut bodies) = (Vec::new(), Vec::new());
-        for (row, place) in some {
-            let Some(spans) = &place.spans else { continue };
-            match super::body(place.delivery) {
-                Ok(body) => {
-                    let id = format!("{}-{}", body.id, &hash(&[&self.config.dataset, &place.run_name])[..12]);
-                    at.push(*row);
-                    bodies.push(Body {
-                        id,
-                        trace_id: Some(place.trace_id.clone()),
-                        observation_id: Some(spans.task.clone()),
-                        environment: Some(ENVIRONMENT.to_owned()),
-                        ..body
-                    });
-                }
-                Err(error) => answers[*row] = Err(error),
-            }
-        }
-        for (row, answer) in at.into_iter().zip(sender.send(&bodies).await?) {
-            if let Err(error) = answer {
-                answers[row] = Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// The mean of every metric, of the runs that these rows belong to.
-    async fn score_runs(&self, sender: &Sender, some: &[(usize, &Place<'_>)]) -> Result<(), SinkError> {
-        let names: BTreeSet<&str> = some.iter().map(|(_, place)| place.run_name.as_str()).collect();
-        for name in names {
-            let Run { id: Some(id), run_ids, .. } = self.with_run(name, |run| Run { items: HashSet::new(), ..run.clone() }) else { continue };
-            let group = format!("{}/{name}", self.config.dataset);
-            let later = |message: String| SinkError { message, retry_after: None, transient: true };
-            let means = self.runs.means(&group, &run_ids).await.map_err(later)?;
-            let wanted = means.metrics.iter().filter(|mean| self.metrics.is_empty() || self.metrics.contains(&mean.metric));
-            let bodies: Vec<Body> = wanted
-                .map(|mean| Body {
-                    id: format!("assayd-{}", hash(&["run", &self.config.dataset, name, &mean.metric])),
-                    trace_id: None,
-                    observation_id: None,
-                    dataset_run_id: Some(id.clone()),
-                    name: mean.metric.clone(),
-                    value: json!(mean.mean),
-                    data_type: "NUMERIC".to_owned(),
-                    comment: format!("mean of {} scores", mean.n),
-                    metadata: json!({ "n": mean.n }),
-                    environment: None,
-                    timestamp: means.since.to_string(),
-                })
-                .collect();
-            for answer in sender.send(&bodies).await? {
-                match answer {
-                    Ok(()) => {}
-                    // The items' scores are there; a mean that is refused is nobody's row.
-                    Err(RowError::Dead(error)) => tracing::warn!(experiment = name, %error, "the mean of an experiment was refused"),
-                    Err(RowError::Retry(error)) => return Err(later(error)),
-                }
-            }
-        }
-        let mut sent = self.sent();
-        if sent.runs.len() > 1_000 {
-            // Read anew, or made anew under the same ids, when they are needed.
-            sent.runs.clear();
-        }
-        Ok(())
-    }
-}
-
-/// A dataset item in a run.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Link {
-    dataset_run_id: String,
-    dataset_item_id: String,
 }
 
 #[cfg(test)]

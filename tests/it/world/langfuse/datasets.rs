@@ -30,6 +30,10 @@ pub(super) struct Datasets {
     links: Vec<Value>,
     /// (trace, span) -> attributes and the rest of the span.
     spans: BTreeMap<(String, String), Value>,
+    /// An export with this text in it is refused.
+    refused_text: Option<String>,
+    /// The page of a run's links that is not to be had, once.
+    failing_page: Option<usize>,
 }
 
 fn hex(text: &str) -> String {
@@ -46,6 +50,21 @@ impl Langfuse {
     /// v3's run items.
     pub fn run_items(&self) -> Vec<Value> {
         self.state.lock().unwrap().datasets.links.clone()
+    }
+
+    /// An export of spans that holds this text is refused as a whole.
+    pub fn refuse_spans_with(&self, text: &str) {
+        self.state.lock().unwrap().datasets.refused_text = Some(text.to_owned());
+    }
+
+    /// This page of a run's links is not to be had, once.
+    pub fn fail_page(&self, page: usize) {
+        self.state.lock().unwrap().datasets.failing_page = Some(page);
+    }
+
+    /// Whether that page was asked for.
+    pub fn page_failed(&self) -> bool {
+        self.state.lock().unwrap().datasets.failing_page.is_none()
     }
 
     /// Spans that came by OTLP: their attributes by name, and `traceId`, `spanId`, `parentSpanId`.
@@ -170,7 +189,18 @@ pub(super) async fn put_item(State(langfuse): State<Arc<Langfuse>>, headers: Hea
 const LINK_KEYS: [&str; 8] = ["runName", "runDescription", "metadata", "datasetItemId", "observationId", "traceId", "datasetVersion", "createdAt"];
 
 pub(super) async fn link(State(langfuse): State<Arc<Langfuse>>, headers: HeaderMap, body: Bytes) -> Response {
-    write(&langfuse, &headers, &body, |body| {
+    match langfuse.links.strike().await {
+        None => make_link(&langfuse, &headers, &body).await,
+        Some(fault @ faults::Fault::Cut) => {
+            make_link(&langfuse, &headers, &body).await;
+            faults::answer(fault, b"{\"id\": \"ri-0\"}")
+        }
+        Some(fault) => faults::answer(fault, b""),
+    }
+}
+
+async fn make_link(langfuse: &Arc<Langfuse>, headers: &HeaderMap, body: &Bytes) -> Response {
+    write(langfuse, headers, body, |body| {
         langfuse.held(&langfuse.dataset_schemas.create_link, "POST /dataset-run-items", &body);
         if body.as_object().is_none_or(|body| body.keys().any(|key| !LINK_KEYS.contains(&key.as_str()))) {
             return Err(invalid("unrecognized_keys"));
@@ -188,8 +218,9 @@ pub(super) async fn link(State(langfuse): State<Arc<Langfuse>>, headers: HeaderM
             "traceId": body["traceId"], "observationId": body.get("observationId").cloned().unwrap_or_default(), "createdAt": AT, "updatedAt": AT,
         });
         assert_eq!(langfuse.dataset_schemas.link.faults(&answer), Vec::<String>::new());
-        match langfuse.mode {
+        match state.mode {
             Mode::V3 => state.datasets.links.push(answer.clone()),
+            Mode::V4 if state.upgraded => {}
             Mode::V4 => langfuse.breaches.push("v4 answers POST /dataset-run-items and stores nothing"),
         }
         Ok(answer)
@@ -198,7 +229,7 @@ pub(super) async fn link(State(langfuse): State<Arc<Langfuse>>, headers: HeaderM
 }
 
 pub(super) async fn links(State(langfuse): State<Arc<Langfuse>>, headers: HeaderMap, RawQuery(raw): RawQuery) -> Response {
-    if langfuse.mode == Mode::V4 {
+    if langfuse.mode() == Mode::V4 {
         return missing("This endpoint is not available on deployments running in Langfuse v4 events_only mode.");
     }
     if let Some(refusal) = langfuse.refuses(&headers) {
@@ -208,7 +239,11 @@ pub(super) async fn links(State(langfuse): State<Arc<Langfuse>>, headers: Header
     let (Some(dataset), Some(run)) = (query.get("datasetId"), query.get("runName")) else { return invalid("datasetId and runName") };
     let number = |key: &str, default: usize| query.get(key).map_or(Some(default), |text| text.parse().ok()).filter(|n| *n > 0);
     let (Some(page), Some(limit)) = (number("page", 1), number("limit", 50).filter(|limit| *limit <= 100)) else { return invalid("page or limit") };
-    let state = langfuse.state.lock().unwrap();
+    let mut state = langfuse.state.lock().unwrap();
+    if state.datasets.failing_page == Some(page) {
+        state.datasets.failing_page = None;
+        return error(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", None);
+    }
     if !state.datasets.datasets.values().any(|id| id == dataset) {
         return missing("Dataset run not found");
     }
@@ -233,6 +268,9 @@ pub(super) async fn otel(State(langfuse): State<Arc<Langfuse>>, headers: HeaderM
     write(&langfuse, &headers, &body, |body| {
         let spans = spans_of(&body).map_err(|fault| (StatusCode::BAD_REQUEST, Json(json!({ "error": fault }))).into_response())?;
         let mut state = langfuse.state.lock().unwrap();
+        if state.datasets.refused_text.as_ref().is_some_and(|text| body.to_string().contains(text)) {
+            return Err((StatusCode::BAD_REQUEST, Json(json!({ "error": "made-up refusal of an export" }))).into_response());
+        }
         for span in spans {
             let key = (span["traceId"].as_str().unwrap().to_owned(), span["spanId"].as_str().unwrap().to_owned());
             let row = row(&span);

@@ -54,11 +54,12 @@ const CREDENTIALS: &str = "Basic cGstbGYtdGVzdDpzay1sZi10ZXN0";
 
 pub struct Langfuse {
     pub url: String,
-    pub mode: Mode,
     /// Of listings and single traces.
     pub reads: Faults,
     /// Of scores, datasets and spans.
     pub writes: Faults,
+    /// Of links of a dataset's items, beside `writes`: a cut one was made all the same.
+    pub links: Faults,
     /// Of reads of prompts.
     pub prompts: Faults,
     state: Mutex<Inner>,
@@ -79,8 +80,10 @@ struct DatasetSchemas {
     link: Schema,
 }
 
-#[derive(Default)]
 struct Inner {
+    mode: Mode,
+    /// It was of v3 once: what is sent the old way was not known to be wrong.
+    upgraded: bool,
     rows: Vec<Row>,
     accepted: Vec<ScoreRow>,
     refused_traces: BTreeSet<String>,
@@ -93,15 +96,34 @@ struct Inner {
     datasets: datasets::Datasets,
 }
 
+impl Inner {
+    fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            upgraded: false,
+            rows: Vec::new(),
+            accepted: Vec::new(),
+            refused_traces: BTreeSet::new(),
+            quirk: None,
+            keys_revoked: false,
+            listings: Vec::new(),
+            children_served: 0,
+            prompts: Vec::new(),
+            prompt_reads: 0,
+            datasets: datasets::Datasets::default(),
+        }
+    }
+}
+
 impl Langfuse {
     pub(super) fn new(mode: Mode, url: String, pulse: Pulse, breaches: Breaches) -> Self {
         Self {
             url,
-            mode,
             reads: Faults::default(),
             writes: Faults::default(),
+            links: Faults::default(),
             prompts: Faults::default(),
-            state: Mutex::default(),
+            state: Mutex::new(Inner::new(mode)),
             pulse,
             breaches,
             create_score: Schema::of("CreateScoreRequest"),
@@ -130,6 +152,22 @@ impl Langfuse {
     /// Every score of this trace is refused with a 400.
     pub fn refuse_scores_of(&self, trace: &str) {
         self.state.lock().unwrap().refused_traces.insert(trace.to_owned());
+    }
+
+    /// No trace's scores are refused any more.
+    pub fn accept_scores(&self) {
+        self.state.lock().unwrap().refused_traces.clear();
+    }
+
+    pub fn mode(&self) -> Mode {
+        self.state.lock().unwrap().mode
+    }
+
+    /// From now on the server is one of v4.
+    pub fn upgrade(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.mode = Mode::V4;
+        state.upgraded = true;
     }
 
     /// How often a page of traces was asked for; probes (`limit=1`) do not count.
@@ -170,7 +208,7 @@ pub(super) fn router(langfuse: Arc<Langfuse>) -> Router {
 }
 
 async fn health(State(langfuse): State<Arc<Langfuse>>) -> Json<Value> {
-    let version = if langfuse.mode == Mode::V4 { "4.16.0" } else { "3.180.0" };
+    let version = if langfuse.mode() == Mode::V4 { "4.16.0" } else { "3.180.0" };
     Json(json!({ "status": "OK", "version": version }))
 }
 

@@ -99,14 +99,31 @@ impl Langfuse {
             let wanted = version.map_or_else(|| format!("label '{label}'"), |version| format!("version {version}"));
             return Err(error(StatusCode::NOT_FOUND, &format!("Prompt not found: '{name}' with {wanted}"), Some("LangfuseNotFoundError")));
         };
+        let (prompt, graph) = composed(prompt, name, &state.prompts);
         let kind = if prompt.is_string() { "text" } else { "chat" };
         let answer = json!({
             "id": format!("{name}-{at}"), "createdAt": "2026-11-01T00:00:00.000Z", "updatedAt": "2026-11-01T00:00:00.000Z", "projectId": "p1", "createdBy": "u1",
             "name": name, "version": at, "type": kind, "prompt": prompt, "config": {}, "labels": labels, "tags": [], "commitMessage": null,
-            "resolutionGraph": null, "isActive": null,
+            "resolutionGraph": graph, "isActive": null,
         });
         // A fake that answers what the real one does not would show nothing.
         assert_eq!(self.prompt_answer.faults(&answer), Vec::<String>::new());
         Ok(answer)
     }
+}
+
+/// A text with the prompts in it that it names, as far as there are such, and the graph of them.
+fn composed(prompt: &Value, name: &str, prompts: &[Prompt]) -> (Value, Value) {
+    let Some(mut text) = prompt.as_str().map(str::to_owned) else { return (prompt.clone(), Value::Null) };
+    let mut parts = Vec::new();
+    for part in prompts {
+        let tag = format!("@@@langfusePrompt:name={}|label=production@@@", part.name);
+        let found = part.versions.iter().position(|(_, labels)| labels.iter().any(|label| label == "production"));
+        if let Some(at) = found.filter(|_| text.contains(&tag)) {
+            text = text.replace(&tag, part.versions[at].0.as_str().unwrap_or_default());
+            parts.push(json!({ "name": part.name, "version": at + 1, "id": format!("{}-{}", part.name, at + 1) }));
+        }
+    }
+    let graph = json!({ "root": { "name": name, "version": 1, "id": "root" }, "dependencies": { "root": parts } });
+    (json!(text), if parts.is_empty() { Value::Null } else { graph })
 }

@@ -47,7 +47,7 @@ pub(super) async fn observations(State(langfuse): State<Arc<Langfuse>>, headers:
     }
     let query = Query::parse(raw);
     let answer = through(&langfuse.reads, || {
-        if langfuse.mode == Mode::V3 {
+        if langfuse.mode() == Mode::V3 {
             return Err(error(StatusCode::NOT_FOUND, "The observations v2 API is only available in a Langfuse v4 write mode.", Some("LangfuseNotFoundError")));
         }
         if query.get("fromStartTime").is_none() && query.get("filter").is_none() {
@@ -157,7 +157,7 @@ fn legacy_gone() -> Response {
 }
 
 pub(super) async fn traces(State(langfuse): State<Arc<Langfuse>>, headers: HeaderMap, RawQuery(raw): RawQuery) -> Response {
-    if langfuse.mode == Mode::V4 {
+    if langfuse.mode() == Mode::V4 {
         return legacy_gone();
     }
     if let Some(refusal) = langfuse.refuses(&headers) {
@@ -218,7 +218,7 @@ fn legacy_plain(row: &Row, query: &Query, from: Option<Timestamp>, to: Option<Ti
 }
 
 pub(super) async fn trace(State(langfuse): State<Arc<Langfuse>>, headers: HeaderMap, Path(id): Path<String>) -> Response {
-    if langfuse.mode == Mode::V4 {
+    if langfuse.mode() == Mode::V4 {
         return legacy_gone();
     }
     if let Some(refusal) = langfuse.refuses(&headers) {
