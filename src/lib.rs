@@ -16,7 +16,8 @@
 //!    [`gateway`], the one place for retry, timeout, limits and cost.
 //! 6. **record**: scores, the item's decision and what is to be sent, in one transaction, item by item.
 //! 7. **publish**: couriers take the outbox to the [`sinks`], each queue on its own.
-//! 8. **alert**: [`alerting`] decides, purely, from what was measured; messages go through an outbox too.
+//! 8. **alert**: [`alerting`] decides, purely, from what was measured or, with `confidence`, from the evidence of all runs so far
+//!    ([`statistics`]); messages go through an outbox too.
 //!
 //! # What holds at any moment
 //!
@@ -36,6 +37,7 @@
 //! - No call is made that a budget would have to pay and whose worst case is not set aside on disk ([`gateway`]).
 //! - A metric's own process (`exec`) is kept by a task; it has a group of its own, which is killed when that task ends, or when
 //!   assayd leaves without ending its tasks.
+//! - A run's scores are evidence once: an alert's memory is written in the transaction that ends the run, with the run's id.
 //! - Only [`daemon::supervisor`] begins tasks, only [`schedule::clock`] reads the wall clock for decisions.
 //!
 //! # Two schedulers, and why

@@ -83,7 +83,11 @@ fn asked(spec: &MonitorSpec, arguments: &Arguments) -> Result<Gate, Failure> {
 fn render(report: &RunReport, found: &GateReport) -> String {
     let GateReport { metric, threshold, confidence, n, population, left_out, .. } = found;
     let mean = found.mean.map_or_else(|| "no mean".to_owned(), |mean| format!("mean {}", figure(mean)));
-    let sure = if found.certain { "certain: the rest could not change it".to_owned() } else { format!("wrong with a probability of at most {}", figure(1.0 - confidence)) };
+    let sure = if found.certain {
+        "certain: the rest could not change it".to_owned()
+    } else {
+        format!("wrong with a probability of at most {}", figure(1.0 - confidence))
+    };
     let says = match found.answer {
         GateAnswer::Pass => format!("at {threshold} or better; {sure}"),
         GateAnswer::Fail => format!("not at {threshold}; {sure}"),

@@ -1,10 +1,12 @@
 //! The commands: a file each. Results go to standard output, everything else to standard error.
 //!
-//! Exit codes (SPEC 3): 0 done; 1 the command ran and found problems; 2 wrong usage or no valid settings.
+//! Exit codes (SPEC 3): 0 done; 1 the command ran and found problems; 2 wrong usage or no valid settings; 3 a release check that
+//! found no answer.
 
 mod calibrate;
 mod explain;
 mod export;
+mod gate;
 mod import;
 mod infer;
 mod logs;
@@ -82,6 +84,8 @@ enum Command {
     Export(export::Arguments),
     /// A monitoring file of the older Python tool as a monitor, and what it scored into the ledger
     Import(import::Arguments),
+    /// A release check: exit 0 pass, 1 fail, 3 undecided
+    Gate(gate::Arguments),
     /// False alarms a month and delay of a monitor's alerts, under its own scores
     Simulate(simulate::Arguments),
     /// How far a judge agrees with people's labels, and what they would have said of all
@@ -140,6 +144,8 @@ enum SchemaOf {
 enum Failure {
     /// Exit 1, what there is to say has been said.
     Problems,
+    /// Exit 3: a release check without an answer.
+    Undecided,
     /// Exit 1.
     Error(anyhow::Error),
     /// Exit 2.
@@ -177,6 +183,7 @@ pub fn main() -> ExitCode {
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Problems) => ExitCode::from(1),
+        Err(Failure::Undecided) => ExitCode::from(3),
         Err(Failure::Error(error)) => {
             // A reader that closed the pipe (`| head`) has what it wanted.
             if error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe) {
@@ -208,6 +215,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Next(arguments) => next::next(&overrides, &arguments),
         Command::Export(arguments) => export::export(&overrides, &arguments),
         Command::Import(arguments) => import::import(&overrides, &arguments),
+        Command::Gate(arguments) => gate::gate(&overrides, arguments),
         Command::Simulate(arguments) => simulate::simulate(&overrides, &arguments),
         Command::Calibrate(arguments) => calibrate::calibrate(&overrides, &arguments),
         Command::Silence { action } => silence::silence(&overrides, action),

@@ -1,4 +1,4 @@
-use std::{io::IsTerminal, time::Duration};
+use std::{io::IsTerminal, sync::Arc, time::Duration};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::{Failure, Format, Overrides, block_on, daemon_answer, logs, monitor, print, settings, table};
 use crate::{
-    config::Settings,
+    config::{MonitorSpec, Settings},
     control::RunRequest,
     daemon,
     model::{RunReport, RunStatus},
@@ -36,22 +36,8 @@ pub(super) struct Arguments {
 pub(super) fn once(overrides: &Overrides, arguments: Arguments) -> Result<(), Failure> {
     let settings = settings(overrides)?;
     let spec = monitor(&settings, &arguments.monitor)?;
-    let log = crate::config::LogSpec { file: None, level: overrides.log_level.clone().unwrap_or_else(|| "warn".to_owned()), ..settings.log.clone() };
-    let _guard = logs::start(&log)?;
     let request = RunRequest { since: arguments.since, until: arguments.until, dry_run: arguments.dry_run, no_publish: arguments.no_publish, gate: None };
-    let me = Holder { pid: std::process::id(), command: "assayd once".to_owned(), listen: None };
-    let report = match StateLock::take(&settings.state, &me) {
-        Ok(lock) => {
-            let report = block_on(async { Ok(watched(settings, spec, request).await?) })?;
-            drop(lock);
-            report
-        }
-        Err(LockError::Held(_, Holder { listen: Some(address), .. })) => {
-            let path = format!("/api/v1/monitors/{}/runs", arguments.monitor);
-            block_on(daemon_answer(&settings, &address, &path, &request))?
-        }
-        Err(error) => return Err(Failure::Usage(error.to_string())),
-    };
+    let report = run(overrides, settings, spec, request, "assayd once")?;
     match arguments.format {
         Format::Json => print(&format!("{}\n", serde_json::to_string(&report).map_err(anyhow::Error::from)?))?,
         Format::Table => print(&render(&report))?,
@@ -66,8 +52,27 @@ pub(super) fn once(overrides: &Overrides, arguments: Arguments) -> Result<(), Fa
     Ok(())
 }
 
+/// A run by hand, by the daemon where there is one.
+pub(super) fn run(overrides: &Overrides, settings: Settings, spec: Arc<MonitorSpec>, request: RunRequest, command: &str) -> Result<RunReport, Failure> {
+    let log = crate::config::LogSpec { file: None, level: overrides.log_level.clone().unwrap_or_else(|| "warn".to_owned()), ..settings.log.clone() };
+    let _guard = logs::start(&log)?;
+    let me = Holder { pid: std::process::id(), command: command.to_owned(), listen: None };
+    match StateLock::take(&settings.state, &me) {
+        Ok(lock) => {
+            let report = block_on(async { Ok(watched(settings, spec, request).await?) })?;
+            drop(lock);
+            Ok(report)
+        }
+        Err(LockError::Held(_, Holder { listen: Some(address), .. })) => {
+            let path = format!("/api/v1/monitors/{}/runs", spec.name);
+            block_on(daemon_answer(&settings, &address, &path, &request))
+        }
+        Err(error) => Err(Failure::Usage(error.to_string())),
+    }
+}
+
 /// The run, with a progress line where somebody watches.
-async fn watched(settings: Settings, spec: std::sync::Arc<crate::config::MonitorSpec>, request: RunRequest) -> anyhow::Result<RunReport> {
+async fn watched(settings: Settings, spec: Arc<MonitorSpec>, request: RunRequest) -> anyhow::Result<RunReport> {
     let (progress, mut seen) = watch::channel(Progress::default());
     let run = daemon::once(settings, spec, request, progress);
     if !std::io::stderr().is_terminal() {

@@ -145,7 +145,7 @@ impl Monitors {
         let now = self.world.services.clock.now();
         for run in open {
             let (name, id) = (run.monitor.clone(), run.id.clone());
-            let order = Order { run, dry_run: false, period: None, progress: None };
+            let order = Order { run, dry_run: false, gate: None, period: None, progress: None };
             if self.start_run(&name, What::Rest(order), None) {
                 tracing::info!(monitor = %name, run = %id, "finishing a run that was interrupted");
             }

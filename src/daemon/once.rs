@@ -26,7 +26,9 @@ use crate::{
 pub(super) fn order(world: &World, spec: &MonitorSpec, request: &RunRequest, progress: Option<watch::Sender<Progress>>) -> anyhow::Result<Order> {
     let now = world.services.clock.now();
     let kept = world.settings.retention.decisions;
+    // A release check looks at known items too, and uses what was judged.
     if let Some(since) = request.since
+        && request.gate.is_none()
         && now.duration_since(since).as_millis() > i128::from(kept.millis())
     {
         bail!("--since {since} lies further back than decisions are remembered ({kept}): items would be judged again");
@@ -67,7 +69,7 @@ pub(super) fn new_order(
         drawn: false,
     };
     let period = plan.and_then(|plan| plan.period(slot));
-    Order { run, dry_run: request.dry_run, period, progress }
+    Order { run, dry_run: request.dry_run, gate: request.gate.clone(), period, progress }
 }
 
 /// Runs one monitor now, finishing what an interrupted run left, and delivers what can be delivered.
@@ -106,7 +108,7 @@ async fn to_its_end(settings: Settings, spec: Arc<MonitorSpec>, request: RunRequ
     if !request.dry_run {
         for open in world.services.store.open_runs().await?.into_iter().filter(|run| run.monitor == spec.name) {
             tracing::info!(monitor = %spec.name, run = %open.id, "finishing a run that was interrupted");
-            let resumed = Order { run: open, dry_run: false, period: order.period, progress: None };
+            let resumed = Order { run: open, dry_run: false, gate: None, period: order.period, progress: None };
             pipeline::run(&monitor, &world.services, &resumed).await?;
         }
         world.services.store.begin_run(order.run.clone()).await?;

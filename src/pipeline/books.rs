@@ -132,7 +132,16 @@ impl<'a> Books<'a> {
             telemetry::watermark_lag(&self.monitor.spec.name, lag.as_secs_f64());
         }
         let watermark = watermark.filter(|_| regular).map(|us| (self.monitor.source_key.clone(), us));
-        let batch = DrawBatch { monitor: self.monitor.spec.name.clone(), run_id: self.order.run.id.clone(), at_us, items, baseline, watermark, complete };
+        let batch =
+            DrawBatch { monitor: self.monitor.spec.name.clone(), run_id: self.order.run.id.clone(), at_us, items, baseline, watermark, complete, again: false };
+        Ok(self.services.store.record_draw(batch).await?)
+    }
+
+    /// Draws an item whatever was decided of it before.
+    pub(super) async fn record_again(&self, item: NewItem) -> Result<(), Stopped> {
+        let (monitor, run_id, at_us) = (self.monitor.spec.name.clone(), self.order.run.id.clone(), self.services.now_us());
+        let items = vec![item];
+        let batch = DrawBatch { monitor, run_id, at_us, items, baseline: Vec::new(), watermark: None, complete: true, again: true };
         Ok(self.services.store.record_draw(batch).await?)
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Monitor, again::Beyond, books::Books, dedup::Open, evaluate::Drawn, extract::NoCase, run::Stopped, view};
 use crate::{
-    model::{Case, Decision, GivenHash, ItemKey, Score, Trace},
+    model::{Case, Decision, GivenHash, ItemKey, Score, Trace, content_hash, score_id},
     sources::SourceError,
     store::{Baseline, NewItem},
 };
@@ -64,6 +64,17 @@ impl Candidate {
             chosen,
             undrawn: self.failed.is_some(),
         }
+    }
+
+    /// What is judged of it by these metrics as they are now.
+    pub(super) fn keep_recorded(&mut self, keep: impl Fn(&Score) -> bool) {
+        self.recorded.retain(keep);
+    }
+
+    /// What a metric gave it, where that is recorded for the case as it is.
+    pub(super) fn recorded_value(&self, books: &Books<'_>, metric: &str, revision: &str) -> Option<f64> {
+        let id = score_id(&books.monitor.spec.name, metric, revision, &self.trace.id, &content_hash(&self.case));
+        self.recorded.iter().find(|score| score.score_id == id && score.outcome == "scored")?.value
     }
 
     pub(super) fn into_drawn(self, first_us: i64) -> Drawn {

@@ -91,7 +91,7 @@ async fn population<'a>(books: &'a Books<'a>) -> Result<Vec<Candidate>, Stopped>
 /// What the item says: as it is recorded, else by being judged now.
 async fn ask(books: &Books<'_>, by: &Judge, gate: &Gate, mut item: Candidate) -> Result<Said, Stopped> {
     item.keep_recorded(|score| books.metrics.iter().any(|judge| judge.gives.may_give(&judge.name, &score.metric) && *judge.revision == *score.metric_revision));
-    if let Some(value) = item.recorded_value(&gate.metric, &by.revision) {
+    if let Some(value) = item.recorded_value(books, &gate.metric, &by.revision) {
         return Ok(Said::Value(value));
     }
     books.record_again(item.drawn("drawn for a release check")).await?;

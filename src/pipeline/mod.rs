@@ -16,6 +16,7 @@ mod candidates;
 mod dedup;
 mod evaluate;
 mod extract;
+mod gate;
 mod health;
 mod measure;
 mod monitor;

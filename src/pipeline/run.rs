@@ -18,14 +18,15 @@ use super::{
     candidates::{Candidate, Candidates, comes_back, recorded},
     evaluate::{Drawn, Judging},
     extract::NoCase,
+    gate,
     offers::Offers,
     sample::{self, Reservoir, Rule},
     view,
 };
 use crate::{
     metrics::Price,
-    model::{Decision, PublishedCounts, RunReport, Trace},
-    sources::{Fetched, Pages, SourceError},
+    model::{Decision, Gate, PublishedCounts, RunReport, Trace},
+    sources::{Fetched, Pages, SourceError, Window},
     store::{Closed, FinishedRun, ItemEnd, ItemOutcome, NewScore, Pending, RunRow, Stage},
     telemetry,
     util::text,
@@ -37,6 +38,8 @@ pub struct Order {
     pub run: RunRow,
     /// Judges nothing and writes nothing.
     pub dry_run: bool,
+    /// A release check in place of the usual work.
+    pub gate: Option<Gate>,
     /// Between two slots; what `no-data` counts by.
     pub period: Option<Duration>,
     pub progress: Option<tokio::sync::watch::Sender<Progress>>,
@@ -104,7 +107,9 @@ async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Resu
     let period = order.period.unwrap_or(UNKNOWN_PERIOD.0);
     let new_items = books.tally().new_items;
     let ended = Ended { monitor, metrics: &books.metrics, services, report: &report, now: services.clock.now() };
-    let Moved { rows, removed, notices, lines } = match alerts::after_run(ended, new_items, period).await {
+    // A release check stops when it knows enough, which alerts must not take for the usual draw.
+    let moved = if order.gate.is_some() { Ok(Moved::default()) } else { alerts::after_run(ended, new_items, period).await };
+    let Moved { rows, removed, notices, lines } = match moved {
         Ok(moved) => moved,
         Err(error) => {
             tracing::error!(monitor = %monitor.spec.name, %error, "alerts could not be evaluated");
@@ -123,6 +128,11 @@ async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Resu
 
 /// The pipeline.
 async fn work<'a>(books: &'a Books<'a>) -> Result<(), Stopped> {
+    if let Some(gate) = &books.order.gate {
+        let found = gate::gate(books, gate).await?;
+        books.tally().gate = Some(found);
+        return Ok(());
+    }
     // What an earlier run drew and did not finish, then what waits for another try.
     if !books.order.dry_run {
         leftovers(books, Stage::Drawn, u64::MAX).await?;
@@ -133,15 +143,29 @@ async fn work<'a>(books: &'a Books<'a>) -> Result<(), Stopped> {
     }
     let Some(window) = books.window().await? else { return Ok(()) };
     let (pages, received) = Pages::channel(PAGES);
-    let fetch = async {
-        let fetched = books.monitor.source.fetch(window, &pages).await;
-        drop(pages);
-        fetched
-    };
-    let (fetched, judged) = tokio::join!(fetch, draw_and_judge(books, received));
+    let (fetched, judged) = tokio::join!(fetch(books, window, pages), draw_and_judge(books, received));
     judged?;
     fetched?;
     books.complete().await
+}
+
+async fn fetch(books: &Books<'_>, window: Window, pages: Pages) -> Result<(), SourceError> {
+    // The pages end with this call.
+    books.monitor.source.fetch(window, &pages).await
+}
+
+/// All that a window holds.
+pub(super) async fn fetch_all(books: &Books<'_>, window: Window) -> Result<Vec<Vec<Fetched>>, SourceError> {
+    let (pages, mut received) = Pages::channel(PAGES);
+    let gather = async {
+        let mut all = Vec::new();
+        while let Some(page) = received.recv().await {
+            all.push(page);
+        }
+        all
+    };
+    let (fetched, all) = tokio::join!(fetch(books, window, pages), gather);
+    fetched.map(|()| all)
 }
 
 /// New items as they come: dedup -> observations -> filter -> extract -> sample -> evaluate -> record.
@@ -241,7 +265,7 @@ async fn judge_all<'a>(books: &'a Books<'a>, items: impl futures_util::Stream<It
 }
 
 /// Puts an item's outcome on disk and tells the outbox.
-async fn record(books: &Books<'_>, judged: Result<ItemOutcome, Stopped>) -> Result<(), Stopped> {
+pub(super) async fn record(books: &Books<'_>, judged: Result<ItemOutcome, Stopped>) -> Result<(), Stopped> {
     let judged = judged?;
     books.count(&judged);
     books.services.store.record_outcome(judged).await?;
@@ -251,7 +275,7 @@ async fn record(books: &Books<'_>, judged: Result<ItemOutcome, Stopped>) -> Resu
 
 /// One item by all its metrics. What is known is recorded before the next paid question; the rest comes back to be
 /// recorded with the item's end.
-async fn judge(books: &Books<'_>, item: Drawn) -> Result<ItemOutcome, Stopped> {
+pub(super) async fn judge(books: &Books<'_>, item: Drawn) -> Result<ItemOutcome, Stopped> {
     let run_id = &books.order.run.id;
     let mut judging = Judging::new(books.monitor, run_id, &item);
     let beyond = Beyond::of(books.monitor, &item.trace, &item.case);

@@ -151,6 +151,9 @@ async fn insert_items(db: &mut SqliteConnection, monitor: i64, batch: &DrawBatch
             given = coalesce(excluded.given, items.given), chosen = excluded.chosen
             WHERE items.given <> excluded.given OR EXISTS (SELECT 1 FROM pending WHERE pending.item = items.id AND pending.state = 'undrawn')",
     );
+    if batch.again {
+        sql.push(" OR NOT EXISTS (SELECT 1 FROM pending WHERE pending.item = items.id)");
+    }
     if items.iter().any(|item| item.trace.is_some()) {
         // Any other item that was there before has its own row, or has been decided.
         sql.push(
@@ -286,7 +289,16 @@ mod tests {
                 drawn: false,
             };
             let record = async |run: &str, at_us, items| {
-                let batch = DrawBatch { monitor: "m".to_owned(), run_id: run.to_owned(), at_us, items, baseline: Vec::new(), watermark: None, complete: false };
+                let batch = DrawBatch {
+                    monitor: "m".to_owned(),
+                    run_id: run.to_owned(),
+                    at_us,
+                    items,
+                    baseline: Vec::new(),
+                    watermark: None,
+                    complete: false,
+                    again: false,
+                };
                 store.record_draw(batch).await.unwrap();
             };
             let waiting = async |stage, publish| {

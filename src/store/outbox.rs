@@ -217,10 +217,20 @@ mod tests {
 
     /// A store with items, each of two metrics; their items have as many bytes as `sizes` says.
     async fn queued(store: &Store, sizes: &[usize]) {
-        let drawn =
-            |n: usize| NewItem { key: key(n), item_id: n.to_string(), item_us: 1, decision: Decision::Drawn, reason: "".into(), trace: None, given: None, chosen: false, undrawn: false };
+        let drawn = |n: usize| NewItem {
+            key: key(n),
+            item_id: n.to_string(),
+            item_us: 1,
+            decision: Decision::Drawn,
+            reason: "".into(),
+            trace: None,
+            given: None,
+            chosen: false,
+            undrawn: false,
+        };
         let items = (0..sizes.len()).map(drawn).collect();
-        let batch = DrawBatch { monitor: "m".to_owned(), run_id: "r".to_owned(), at_us: 1, items, baseline: Vec::new(), watermark: None, complete: true };
+        let batch =
+            DrawBatch { monitor: "m".to_owned(), run_id: "r".to_owned(), at_us: 1, items, baseline: Vec::new(), watermark: None, complete: true, again: false };
         store.record_draw(batch).await.unwrap();
         for (n, size) in sizes.iter().enumerate() {
             let trace = serde_json::json!({ "id": n.to_string(), "timestamp": "2026-01-01T00:00:00Z", "output": "x".repeat(*size) });

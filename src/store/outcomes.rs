@@ -230,6 +230,7 @@ mod tests {
                 baseline: Vec::new(),
                 watermark: None,
                 complete: false,
+                again: false,
             };
             store.record_draw(batch((0..ITEMS).map(drawn).collect())).await.unwrap();
             // All in one transaction: of each item twice, and of one that nobody knows.

@@ -35,6 +35,8 @@ pub struct DrawBatch {
     pub watermark: Option<(String, i64)>,
     /// This was the last batch of the run's draw.
     pub complete: bool,
+    /// Items that were decided are drawn again; what is under way is left alone.
+    pub again: bool,
 }
 
 /// What an item was when it was last looked at.

@@ -25,6 +25,7 @@ mod evaluate;
 mod evidence;
 mod experiments;
 mod faults;
+mod gate;
 mod gateway;
 mod import;
 mod join;

@@ -231,8 +231,16 @@ async fn keep(store: &Store, ledger: &Ledger, ids: Vec<String>, items: &mut Item
     if new.is_empty() {
         return Ok(());
     }
-    let batch =
-        DrawBatch { monitor: ledger.monitor.clone(), run_id: "import".to_owned(), at_us, items: new, baseline: Vec::new(), watermark: None, complete: false };
+    let batch = DrawBatch {
+        monitor: ledger.monitor.clone(),
+        run_id: "import".to_owned(),
+        at_us,
+        items: new,
+        baseline: Vec::new(),
+        watermark: None,
+        complete: false,
+        again: false,
+    };
     let mut health = store.health();
     // The store would wait for a full disk to have room; who sits before a command would rather know.
     tokio::select! {
