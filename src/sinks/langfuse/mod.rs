@@ -241,13 +241,21 @@ impl Sender {
                 Err(error) => return Err(sink_error(&error)),
             }
         }
-        let mut rows = Vec::with_capacity(bodies.len());
+        let (mut rows, mut answered) = (Vec::with_capacity(bodies.len()), false);
         for some in bodies.chunks(PARALLEL) {
             let mut requests = Vec::with_capacity(some.len());
             for body in some {
                 requests.push(self.single(body));
             }
-            rows.extend(join_all(requests).await.into_iter().map(|row| row.unwrap_or_else(|error| Err(RowError::Retry(sink_error(&error).message)))));
+            let mut away = None;
+            for row in join_all(requests).await {
+                answered |= row.is_ok();
+                rows.push(row.unwrap_or_else(|error| Err(RowError::Retry(away.insert(sink_error(&error)).message.clone()))));
+            }
+            // Not one answer: that is no row's fault, and the rest would wait for nothing.
+            if let Some(error) = away.filter(|_| !answered) {
+                return Err(error);
+            }
         }
         Ok(rows)
     }
@@ -293,5 +301,42 @@ mod tests {
         assert_eq!(queue(json!({ "connection": "safety" })), "langfuse:connection=safety");
         assert_eq!(queue(json!({ "metrics": ["safety", "tone"] })), "langfuse:metrics=safety,tone");
         assert_ne!(queue(json!({ "metrics": ["safety,tone"] })), queue(json!({ "metrics": ["safety", "tone"] })));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_away_is_no_rows_fault_where_there_is_one_request_a_score_too() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let settings = json!({ "base_url": format!("http://{address}"), "public_key": "p", "secret_key": "s" });
+        let http = crate::util::http::Http::new(reqwest::Client::new(), crate::util::backoff::Policy::default());
+        let sender = Sender { langfuse: Langfuse::new(&serde_json::from_value(settings).unwrap(), http), one_by_one: AtomicBool::new(false) };
+        // No batch path; of scores one is taken and the rest are not answered for.
+        let score = |axum::Json(score): axum::Json<Value>| async move {
+            let status = if score["id"] == "taken" { axum::http::StatusCode::OK } else { axum::http::StatusCode::SERVICE_UNAVAILABLE };
+            (status, axum::Json(json!({ "id": "x" })))
+        };
+        let router = axum::Router::new().route("/api/public/scores", axum::routing::post(score));
+        let body = |id: &str| Body {
+            id: id.to_owned(),
+            trace_id: Some("t".to_owned()),
+            observation_id: None,
+            dataset_run_id: None,
+            name: "m".to_owned(),
+            value: json!(1),
+            data_type: "NUMERIC".to_owned(),
+            comment: String::new(),
+            metadata: Value::Null,
+            environment: None,
+            timestamp: "2026-01-01T00:00:00Z".to_owned(),
+        };
+        let story = async {
+            assert!(sender.send(&[body("a"), body("b")]).await.unwrap_err().transient);
+            let rows = sender.send(&[body("a"), body("taken")]).await.unwrap();
+            assert!(matches!(rows[..], [Err(RowError::Retry(_)), Ok(())]), "{rows:?}");
+        };
+        tokio::select! {
+            served = axum::serve(listener, router) => panic!("{served:?}"),
+            () = story => {}
+        }
     }
 }
