@@ -6,7 +6,7 @@ use std::{
 
 use super::{Failure, Overrides, block_on, monitors, print};
 use crate::{
-    config::{Cache, DEFAULT_CONFIG, Loaded, Settings, load_monitors, read_settings},
+    config::{Cache, DEFAULT_CONFIG, Loaded, MonitorSpec, Settings, load_monitors, read_settings},
     daemon::wire,
     schedule::clock::SystemClock,
     util::yaml::{Fault, Span},
@@ -31,6 +31,7 @@ pub(super) fn validate(overrides: &Overrides, arguments: &Arguments) -> Result<(
     loaded.faults.retain(|fault| !of_settings.contains(fault));
     print(&loaded.faults.iter().map(|fault| format!("{fault}\n")).collect::<String>())?;
     loaded.monitors.values().flat_map(|spec| &spec.warnings).for_each(|warning| eprintln!("warning: {warning}"));
+    loaded.monitors.values().filter_map(|spec| plain_thresholds(spec)).for_each(|note| eprintln!("note: {note}"));
     let faults = of_settings.len() + loaded.faults.len();
     let mut sound = faults == 0;
     if arguments.live && of_settings.is_empty() {
@@ -42,6 +43,17 @@ pub(super) fn validate(overrides: &Overrides, arguments: &Arguments) -> Result<(
     }
     eprintln!("{} monitors in {} files: all sound", loaded.monitors.len(), loaded.files);
     Ok(())
+}
+
+/// Alerts that report luck as readily as trouble. No fault: somebody may want just that.
+fn plain_thresholds(spec: &MonitorSpec) -> Option<String> {
+    let plain: Vec<&str> =
+        spec.alerts.iter().filter(|alert| alert.evidence.is_none() && alert.when.question().is_ok()).map(|alert| alert.name.as_str()).collect();
+    if plain.is_empty() {
+        return None;
+    }
+    let what = if plain.len() == 1 { "is a plain threshold, which promises" } else { "are plain thresholds, which promise" };
+    Some(format!("{}: {} {what} nothing; `confidence: 0.99` gives at most one false alarm in 100 days", spec.name, plain.join(", ")))
 }
 
 /// The monitors of some files and folders, in the monitors' folder (under its defaults) or elsewhere.
