@@ -124,8 +124,11 @@ async fn a_run_that_began_without_its_process_judges_by_none() {
     let script = format!("test -e sound || {{ touch sound; echo 'no model yet' >&2; exit 1; }}; {HELLO} {}", says(r#"{"id": 0, "outcomes": [{"score": 1}]}"#));
     with(Spec { dir: dir.path().to_owned(), ..spec(&script) }, async |metric| {
         let pinned = metric.pin().await.unwrap();
-        let outcome = outcome(&*pinned.metric).await;
-        assert!(matches!(outcome, Outcome::Deferred { .. }) && outcome.reason().contains("no model yet"), "{outcome:?}");
+        while metric.hello().await.is_err() {}
+        let late = outcome(&*pinned.metric).await;
+        assert!(matches!(late, Outcome::Deferred { .. }) && late.reason().contains("no model yet"), "{late:?}");
+        let next = metric.pin().await.unwrap();
+        assert!(matches!(outcome(&*next.metric).await, Outcome::Scored { .. }), "the next run has it");
     })
     .await;
 }
