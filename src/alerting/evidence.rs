@@ -122,7 +122,7 @@ impl Gathered {
     fn carried(kept: Option<&Self>, ask: &Ask<'_>, question: Question) -> Self {
         let Some(kept) = kept.filter(|kept| kept.about == ask.about && kept.question == question) else { return Self::new(ask, question) };
         let mut carried = Self { promise: ask.promise, shared: ask.shared.is_some(), ..kept.clone() };
-        if kept.promise.confidence != ask.promise.confidence {
+        if kept.promise.confidence.total_cmp(&ask.promise.confidence).is_ne() {
             carried.evidence.restake(kept.promise.confidence, ask.promise.confidence);
         }
         carried
@@ -379,7 +379,7 @@ mod tests {
     fn quantiles_rates_and_latencies_are_shares() {
         let question = |text: &str| {
             let Question { side, threshold } = text.parse::<Condition>().unwrap().question().unwrap();
-            format!("{side:?} {:.2}", threshold)
+            format!("{side:?} {threshold:.2}")
         };
         let asked = ["mean < 0.8", "mean > 0.2", "pass_rate <= 0.9", "failed_rate > 0.1", "p10 < 0.5", "p90 > 0.3", "p50 >= 0.4", "latency_p95 > 8000"];
         insta::assert_snapshot!(asked.map(|text| format!("{text:<20}{}", question(text))).join("\n"), @"

@@ -305,7 +305,7 @@ fn in_bounds(memory: &mut AlertMemory, rule: &Rule, now: Timestamp) -> Verdict {
     if memory.state == AlertState::Firing {
         let quiet_for = memory.held_at.map_or(rule.keep.0, |held_at| elapsed(held_at, now));
         if quiet_for < rule.keep.0 {
-            return Verdict::Quiet(Reason::KeptFiring { left: Human(rule.keep.0 - quiet_for) });
+            return Verdict::Quiet(Reason::KeptFiring { left: Human(rule.keep.0.saturating_sub(quiet_for)) });
         }
         // `since` and `firing_since` stay: the message says how long it lasted and goes where the first one went.
         memory.hits = 0;

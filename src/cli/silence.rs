@@ -52,7 +52,7 @@ pub(super) enum Action {
 const LONGEST: Human = Human::days(90);
 
 fn duration(text: &str) -> Result<Human, String> {
-    let length = Human(crate::util::duration::parse(text).map_err(|error| error.to_string())?);
+    let length = Human(crate::util::duration::parse(text)?);
     if length < Human::secs(1) || length > LONGEST { Err(format!("between 1s and {LONGEST}")) } else { Ok(length) }
 }
 

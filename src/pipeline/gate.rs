@@ -146,11 +146,10 @@ impl Taken {
         self.left_out += 1;
         self.decider = Decider::new(self.threshold, self.alpha, Some(self.population - self.left_out));
         let scores = std::mem::take(&mut self.scores);
-        let decision = scores.iter().find_map(|x| {
+        scores.iter().find_map(|x| {
             self.scores.push(*x);
             self.decider.count(*x)
-        });
-        decision
+        })
     }
 }
 

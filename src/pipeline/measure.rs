@@ -64,28 +64,18 @@ async fn found(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, measur
     let subject = alert.metric.as_deref().unwrap_or(&ended.monitor.spec.name);
     let about = about(ended, alert);
     let (learned, level) = learned(ended, alert, before, &about).await?;
-    let (condition, mut found) = match level {
-        Err(progress) => {
-            let after = step(before, &alert.rule(), &Observed::Learning(progress), ended.now, &ended.report.run_id);
-            // Evidence is about a level, and there is none.
-            let after = Step { memory: AlertMemory { evidence: None, ..after.memory }, ..after };
-            (None, Found { condition: None, after, summary: format!("{subject}: {}", shown(alert, measured)) })
-        }
-        Ok(condition) => {
-            let found = match alert.evidence {
-                Some(evidence) => on_evidence(ended, alert, evidence, condition, &about, before, measured).await?,
-                None => {
-                    let observed = observe(alert, condition, before, measured);
-                    let after = step(before, &alert.rule(), &observed, ended.now, &ended.report.run_id);
-                    let after = Step { memory: AlertMemory { evidence: None, ..after.memory }, ..after };
-                    Found { condition: None, after, summary: condition.summary(subject, measured) }
-                }
-            };
-            (Some(condition), found)
-        }
+    let plainly = |observed: &Observed| {
+        let Step { memory, verdict } = step(before, &alert.rule(), observed, ended.now, &ended.report.run_id);
+        // Evidence is about a level, and by a confidence.
+        Step { memory: AlertMemory { evidence: None, ..memory }, verdict }
     };
-    found.after.memory.baseline = learned;
-    Ok(Found { condition, ..found })
+    let (condition, (mut after, summary)) = match (level, alert.evidence) {
+        (Err(progress), _) => (None, (plainly(&Observed::Learning(progress)), format!("{subject}: {}", shown(alert, measured)))),
+        (Ok(condition), None) => (Some(condition), (plainly(&observe(alert, condition, before, measured)), condition.summary(subject, measured))),
+        (Ok(condition), Some(evidence)) => (Some(condition), on_evidence(ended, alert, evidence, condition, &about, before, measured).await?),
+    };
+    after.memory.baseline = learned;
+    Ok(Found { condition, after, summary })
 }
 
 /// A plain threshold. While it fires, `resolve_when` says when it is over.
@@ -97,6 +87,7 @@ fn observe(alert: &AlertSpec, condition: Condition, before: &AlertMemory, measur
     }
 }
 
+/// What the run's scores say, and a sentence for people.
 async fn on_evidence(
     ended: Ended<'_>,
     alert: &AlertSpec,
@@ -105,7 +96,7 @@ async fn on_evidence(
     about: &str,
     before: &AlertMemory,
     measured: &Measured,
-) -> Result<Found, sqlx::Error> {
+) -> Result<(Step, String), sqlx::Error> {
     let Ended { monitor, services, report, now, .. } = ended;
     let subject = alert.metric.as_deref().unwrap_or(&monitor.spec.name);
     let judged = services.store.judged(&monitor.spec.name, alert.metric.as_deref(), &report.run_id).await?;
@@ -131,7 +122,7 @@ async fn on_evidence(
             format!("{}; evidence {of_what}: {} %", condition.summary(subject, measured), figure((level * 100.0).floor()))
         }
     };
-    Ok(Found { condition: Some(condition), after, summary })
+    Ok((after, summary))
 }
 
 /// The evidence of the other alerts that share the project's promise, and how many alerts do.

@@ -22,7 +22,7 @@ pub mod judge;
 pub mod many;
 mod quantile;
 #[cfg(test)]
-pub mod vectors;
+pub(crate) mod vectors;
 
 pub use quantile::{normal_quantile, t_quantile};
 
