@@ -45,11 +45,10 @@ async fn a_release_passes_or_fails_after_as_many_items_as_it_takes() {
     assert_eq!(found["answer"], "fail");
     let said = site.run(&["gate", "m", "--threshold", "0.8"]).await.expect(0).said();
     assert!(said.contains("pass: good of m is at 0.8 or better; wrong with a probability of at most 0.05"), "{said}");
-    assert_eq!(
-        site.scored_items("m", "good").await.len(),
-        usize::try_from(found["n"].as_u64().unwrap()).unwrap(),
-        "each item was judged once, by the check that needed it first"
-    );
+    // Items that were under way when it was known are recorded too; the second check used what the first had judged.
+    let most = n.max(found["n"].as_u64().unwrap());
+    let judged = site.scored_items("m", "good").await.len() as u64;
+    assert!((most..=most + 8).contains(&judged), "{judged} items were judged for {most} that were needed");
 }
 
 #[tokio::test]
