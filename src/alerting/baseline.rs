@@ -32,6 +32,12 @@ impl Learned {
         kept.filter(|kept| kept.about == about).cloned().unwrap_or_else(|| Self { about: about.to_owned(), since_us: slot_us, level: None })
     }
 
+    /// What it is the level of.
+    #[must_use]
+    pub fn about(&self) -> &str {
+        &self.about
+    }
+
     /// Runs from here on are learned of; microseconds.
     #[must_use]
     pub fn since_us(&self) -> i64 {

@@ -1,6 +1,8 @@
 //! Alerts with `confidence`: they fire when the evidence of all runs so far says so, and end when the evidence of the runs
 //! since says that it is over. Which question a condition asks, and what of it is kept between runs.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +96,9 @@ pub struct Gathered {
     promise: Promise,
     /// Scores since the last reset.
     n: u64,
+    /// When the last run was that was counted, in seconds.
+    #[serde(default)]
+    last_at: Option<i64>,
     /// That the mean is on the bad side; while the alert fires: that it is back on the good one.
     evidence: Evidence,
     /// The alert shares its promise with others.
@@ -114,7 +119,7 @@ pub struct Shown {
 
 impl Gathered {
     fn new(ask: &Ask<'_>, question: Question) -> Self {
-        Self { about: ask.about.to_owned(), question, promise: ask.promise, n: 0, evidence: Evidence::default(), shared: ask.shared.is_some() }
+        Self { about: ask.about.to_owned(), question, promise: ask.promise, n: 0, last_at: None, evidence: Evidence::default(), shared: ask.shared.is_some() }
     }
 
     /// What may be kept under today's settings: nothing of another question, all of it under another interval, and what the
@@ -138,6 +143,19 @@ impl Gathered {
     fn shown(&self, firing: bool) -> Shown {
         let stake = self.stake(firing);
         Shown { level: self.evidence.level(stake), streak: self.evidence.streak(), in_doubt: !firing && self.evidence.in_doubt(stake) }
+    }
+
+    /// The stake of a run at this time: runs that come more often than the schedule says share a run's stake, or the promise would
+    /// be one in as many runs instead of one in as many days.
+    fn stake_at(&self, firing: bool, at: i64) -> f64 {
+        let since = self.last_at.map_or(self.promise.interval, |last| Duration::from_secs(at.abs_diff(last)).as_secs_f64());
+        self.stake(firing) * (since / self.promise.interval).clamp(1e-9, 1.0)
+    }
+
+    /// What it was gathered of.
+    #[must_use]
+    pub fn about(&self) -> &str {
+        &self.about
     }
 
     /// ln E, of an alert that does not fire.
@@ -179,8 +197,11 @@ pub fn step_on_evidence(
     }
     let numbers = ask.condition.numbers(judged);
     gathered.n += numbers.len() as u64;
-    let stake = gathered.stake(firing);
+    let stake = gathered.stake_at(firing, at);
     gathered.evidence.count(if firing { question.opposite() } else { question }, stake, &numbers, at);
+    if !numbers.is_empty() {
+        gathered.last_at = Some(at);
+    }
     let shown = gathered.shown(firing);
     let ln = gathered.evidence.ln();
     let enough = match ask.shared.filter(|_| !firing) {
@@ -200,7 +221,7 @@ pub fn step_on_evidence(
     let mut next = step(memory, rule, &observed, now, run_id);
     let turned = (next.memory.state == AlertState::Firing) != firing;
     // The run that turned it is counted for neither side.
-    next.memory.evidence = Some(if turned { Gathered::new(ask, question) } else { gathered });
+    next.memory.evidence = Some(if turned { Gathered { last_at: gathered.last_at, ..Gathered::new(ask, question) } } else { gathered });
     Ok((next, shown))
 }
 
@@ -296,13 +317,14 @@ mod tests {
             let mut memory = AlertMemory::default();
             let mut events = items(&case, "events").into_iter();
             for (run, scores) in lists(&case, "runs").iter().enumerate() {
-                let (next, shown) = step_on_evidence(&memory, &RULE, &ask, &judged(scores), i64::try_from(run).unwrap(), now(run), &run.to_string()).unwrap();
+                let (next, shown) = step_on_evidence(&memory, &RULE, &ask, &judged(scores), now(run).as_second(), now(run), &run.to_string()).unwrap();
                 if let Verdict::Notify(kind, _) = next.verdict {
                     let event = events.next().expect("no more than these");
                     let name = if kind == AlertEventKind::Firing { "fired" } else { "resolved" };
                     assert_eq!((run as u64, name.to_owned()), (natural(&event, "run"), text(&event, "event")));
                     let streak = shown.streak.unwrap();
-                    assert_eq!((u64::try_from(streak.since).unwrap(), streak.n), (natural(&event, "since_run"), natural(&event, "since_n")), "{event}");
+                    let since_run = u64::try_from((streak.since - now(0).as_second()) / 3600).unwrap();
+                    assert_eq!((since_run, streak.n), (natural(&event, "since_run"), natural(&event, "since_n")), "{event}");
                     close(streak.mean(), real(&event, "since_mean"), &event);
                 } else {
                     close(
@@ -322,7 +344,7 @@ mod tests {
     fn until_told(memory: &mut AlertMemory, ask: &Ask<'_>, mean: f64, first: usize) -> Option<(usize, AlertEventKind)> {
         let run_scores: Vec<f64> = (0..10).map(|item| f64::from(u8::from(f64::from(item) < mean * 10.0))).collect();
         (first..first + 200).find_map(|run| {
-            let (next, _) = step_on_evidence(memory, &RULE, ask, &judged(&run_scores), i64::try_from(run).unwrap(), now(run), &run.to_string()).unwrap();
+            let (next, _) = step_on_evidence(memory, &RULE, ask, &judged(&run_scores), now(run).as_second(), now(run), &run.to_string()).unwrap();
             *memory = next.memory;
             match next.verdict {
                 Verdict::Notify(kind, _) => Some((run, kind)),
@@ -355,16 +377,32 @@ mod tests {
     }
 
     #[test]
+    fn runs_that_come_more_often_than_planned_share_a_runs_stake() {
+        let ask = ask("mean < 0.8", HOURLY);
+        let at_threshold = judged(&[0.8; 10]);
+        let after = |seconds: i64, runs: i64| {
+            let mut memory = AlertMemory::default();
+            for run in 0..runs {
+                let (next, _) = step_on_evidence(&memory, &RULE, &ask, &at_threshold, run * seconds, now(0), &run.to_string()).unwrap();
+                memory = next.memory;
+            }
+            memory.evidence.unwrap().ln().exp()
+        };
+        // At the threshold evidence grows by the stakes alone: as much in an hour, however often it was looked.
+        assert!((after(60, 61) / after(3600, 2) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
     fn another_question_starts_anew_and_another_confidence_goes_on() {
         let first = ask("mean < 0.8", HOURLY);
         let bad = judged(&[0.0, 1.0, 0.0, 1.0]);
-        let (before, _) = step_on_evidence(&AlertMemory::default(), &RULE, &first, &bad, 0, now(0), "a").unwrap();
+        let (before, _) = step_on_evidence(&AlertMemory::default(), &RULE, &first, &bad, now(0).as_second(), now(0), "a").unwrap();
         let ln = |ask: &Ask<'_>| {
-            let (next, _) = step_on_evidence(&before.memory, &RULE, ask, &judged(&[1.0]), 1, now(1), "b").unwrap();
+            let (next, _) = step_on_evidence(&before.memory, &RULE, ask, &judged(&[1.0]), now(1).as_second(), now(1), "b").unwrap();
             next.memory.evidence.unwrap().ln()
         };
         let fresh = |ask: &Ask<'_>| {
-            let (next, _) = step_on_evidence(&AlertMemory::default(), &RULE, ask, &judged(&[1.0]), 1, now(1), "b").unwrap();
+            let (next, _) = step_on_evidence(&AlertMemory::default(), &RULE, ask, &judged(&[1.0]), now(1).as_second(), now(1), "b").unwrap();
             next.memory.evidence.unwrap().ln()
         };
         for other in [ask("mean < 0.7", HOURLY), ask("mean > 0.8", HOURLY), Ask { about: "r2", ..first.clone() }] {
@@ -414,7 +452,7 @@ mod tests {
         let runs = |ask: &Ask<'_>| {
             let mut memory = AlertMemory::default();
             (0..50).find(|run| {
-                let (next, _) = step_on_evidence(&memory, &RULE, ask, &bad, 0, now(*run), &run.to_string()).unwrap();
+                let (next, _) = step_on_evidence(&memory, &RULE, ask, &bad, now(*run).as_second(), now(*run), &run.to_string()).unwrap();
                 memory = next.memory;
                 memory.state == AlertState::Firing
             })
@@ -455,7 +493,7 @@ mod tests {
             let (mut going_on, mut restarted) = (AlertMemory::default(), AlertMemory::default());
             for (run, scores) in runs.iter().enumerate() {
                 restarted = serde_json::from_str(&serde_json::to_string(&restarted).unwrap()).unwrap();
-                let at = i64::try_from(run).unwrap();
+                let at = now(run).as_second();
                 going_on = step_on_evidence(&going_on, &RULE, &ask, &judged(scores), at, now(run), &run.to_string()).unwrap().0.memory;
                 restarted = step_on_evidence(&restarted, &RULE, &ask, &judged(scores), at, now(run), &run.to_string()).unwrap().0.memory;
                 prop_assert_eq!(&going_on, &restarted);

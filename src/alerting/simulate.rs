@@ -72,6 +72,19 @@ impl<'a> Life<'a> {
         Self { candidate, memory: AlertMemory::default(), window: VecDeque::new(), run: 0, judged: 0 }
     }
 
+    /// With a window that is full of what is usual. Whatever was said while it filled is forgotten.
+    fn begun(candidate: &'a Candidate, usual: Runs<'_>, chance: &mut impl Rng) -> Self {
+        let lead = match candidate.looks {
+            Looks::Window { runs, .. } => runs.saturating_sub(1),
+            _ => 0,
+        };
+        let mut life = Self::new(candidate);
+        for _ in 0..lead {
+            life.fires(usual, chance);
+        }
+        Self { memory: AlertMemory::default(), judged: 0, ..life }
+    }
+
     /// Another run; true when the alert fires by it.
     fn fires(&mut self, runs: Runs<'_>, chance: &mut impl Rng) -> bool {
         let boost = match self.candidate.looks {
@@ -141,7 +154,7 @@ pub fn alarms(candidate: &Candidate, runs: Runs<'_>, horizon: u32, lives: u32, c
     let usual = f64::from(horizon) * real(runs.n as u64);
     let lived: Vec<(f64, f64)> = (0..lives)
         .map(|_| {
-            let mut life = Life::new(candidate);
+            let mut life = Life::begun(candidate, runs, chance);
             let fired = (0..horizon).filter(|_| life.fires(runs, chance)).count();
             (real(fired as u64), real(life.judged) / usual)
         })
@@ -153,18 +166,9 @@ pub fn alarms(candidate: &Candidate, runs: Runs<'_>, horizon: u32, lives: u32, c
 /// window reaches, `after` what it is from then on. `None` where some life saw nothing within `patience` runs.
 #[must_use]
 pub fn delay(candidate: &Candidate, before: Runs<'_>, after: Runs<'_>, patience: u32, lives: u32, chance: &mut impl Rng) -> Option<Simulated> {
-    let lead = match candidate.looks {
-        Looks::Window { runs, .. } => runs.saturating_sub(1),
-        _ => 0,
-    };
     let lived: Option<Vec<(f64, f64)>> = (0..lives)
         .map(|_| {
-            let mut life = Life::new(candidate);
-            // Whatever it says of the time before is forgotten: what is asked is when the change is told.
-            for _ in 0..lead {
-                life.fires(before, chance);
-            }
-            life.memory = AlertMemory::default();
+            let mut life = Life::begun(candidate, before, chance);
             let told = (1..=patience).find(|_| life.fires(after, chance))?;
             Some((f64::from(told), 1.0))
         })

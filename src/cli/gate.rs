@@ -41,7 +41,14 @@ pub(super) fn gate(overrides: &Overrides, arguments: Arguments) -> Result<(), Fa
     let spec = monitor(&settings, &arguments.monitor)?;
     let gate = asked(&spec, &arguments)?;
     let request = RunRequest { since: arguments.since, until: arguments.until, dry_run: false, no_publish: arguments.no_publish, gate: Some(gate) };
-    let report = once::run(overrides, settings, spec, request, "assayd gate")?;
+    let report = once::run(overrides, settings, spec, request, "assayd gate").map_err(|failure| match failure {
+        // Not a release that failed: nobody knows.
+        Failure::Error(error) => {
+            eprintln!("assayd: there is no answer: {error:#}");
+            Failure::Undecided
+        }
+        other => other,
+    })?;
     let Some(found) = &report.gate else {
         eprintln!("assayd: there is no answer: {}", report.error.as_deref().unwrap_or("no reason is known"));
         return Err(Failure::Undecided);

@@ -10,13 +10,19 @@ use super::{
 use crate::{
     alerting::{Comparison, Condition},
     schedule::plan::{Plan, ScheduleSpec},
-    statistics::{baseline::Level, evidence::Promise},
+    statistics::{
+        baseline::{Level, MIN_RUNS},
+        evidence::Promise,
+        real,
+    },
     util::{
         duration::{self, Human},
         yaml::{Fault, Node, Section, Value},
     },
 };
 
+/// How long a level is learned.
+const BASELINE: Human = Human::days(7);
 /// How many times as many items a run draws in doubt.
 const BOOST: u32 = 5;
 /// More would hardly be sampling.
@@ -49,7 +55,7 @@ pub(super) fn check(
         let over = file.over.as_ref().map_or(Some(Over::Last(Human::hours(24))), |node| over(node, faults));
         let hold = file.hold.as_ref().map_or(Some(For::Runs(1)), |node| hold(node, faults));
         for target in &file.notify {
-            if let Err(message) = crate::connections::find("slack", &settings.connections.slack, &target.connection) {
+            if let Err(message) = target.check(&settings.connections) {
                 faults.push(Fault::new(place(node, "notify"), message));
             }
         }
@@ -59,7 +65,7 @@ pub(super) fn check(
         let resolve_when = file.resolve_when.as_ref().and_then(|node| condition(node, faults));
         let evidence = evidence(&file, when, interval, node, faults);
         if let Some(when) = when {
-            fits_together(&file, when, resolve_when, node, faults);
+            fits_together(&file, when, resolve_when, interval, settings, node, faults);
         }
         let (Some(when), Some(over), Some(hold)) = (when, over, hold) else { continue };
         alerts.push(AlertSpec {
@@ -73,7 +79,7 @@ pub(super) fn check(
             hold,
             keep_firing_for: file.keep_firing_for.unwrap_or(Human::secs(0)),
             evidence,
-            baseline: file.baseline.unwrap_or(Human::days(7)),
+            baseline: file.baseline.unwrap_or(BASELINE),
             severity: file.severity,
             notify: file.notify,
             repeat: file.repeat.unwrap_or(Human::hours(4)),
@@ -123,10 +129,27 @@ fn evidence(file: &AlertFile, when: Option<Condition>, interval: Option<f64>, no
     (faults.len() == before).then_some(EvidenceSpec { confidence, scope, boost })
 }
 
-fn fits_together(file: &AlertFile, when: Condition, resolve_when: Option<Condition>, node: &Node, faults: &mut Vec<Fault>) {
+fn fits_together(
+    file: &AlertFile,
+    when: Condition,
+    resolve_when: Option<Condition>,
+    interval: Option<f64>,
+    settings: &Settings,
+    node: &Node,
+    faults: &mut Vec<Fault>,
+) {
     let mut wrong = |key: &str, message: String| faults.push(Fault::new(place(node, key), message));
     if file.baseline.is_some() && !when.baseline {
         wrong("baseline", "`baseline` goes with a comparison such as `when: mean < baseline - 0.02`".to_owned());
+    }
+    let window = file.baseline.unwrap_or(BASELINE);
+    let needed = interval.map_or(0.0, |interval| interval * real(MIN_RUNS)).max(window.0.as_secs_f64());
+    if when.baseline && needed > settings.retention.runs.0.as_secs_f64() {
+        let message = format!(
+            "a level takes {MIN_RUNS} runs and {window} to learn, and runs are remembered for {}: run more often, or raise `retention.runs`",
+            settings.retention.runs
+        );
+        wrong("when", message);
     }
     if file.baseline.is_some_and(|window| window < Human::hours(1)) {
         wrong("baseline", "`baseline` is at least 1h".to_owned());

@@ -6,8 +6,9 @@ use serde::Deserialize;
 use super::gateway::budgets;
 use crate::{
     alerting::{Condition, Hold, Rule},
+    connections::{self, Connections},
     metrics::MetricConfig,
-    model::{Budget, Severity},
+    model::{Budget, Route, Severity},
     schedule::plan::ScheduleSpec,
     sinks::SinkConfig,
     sources::{Scope, SourceConfig},
@@ -316,19 +317,56 @@ pub enum For {
     Time(Human),
 }
 
-/// An entry of `notify:`, one key: the kind of sink.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+/// An entry of `notify:`, one of the keys, but for `connection`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct NotifyTarget {
     /// Channel, `#llm-alerts` or an id.
-    pub slack: String,
-    /// Slack connection. Default: `default`.
-    #[serde(default = "default_connection")]
-    pub connection: String,
+    pub slack: Option<String>,
+    /// Slack connection of `slack`. Default: `default`.
+    pub connection: Option<String>,
+    /// Webhook connection.
+    pub webhook: Option<String>,
+    /// Alertmanager connection.
+    pub alertmanager: Option<String>,
+    /// PagerDuty connection.
+    pub pagerduty: Option<String>,
 }
 
-fn default_connection() -> String {
-    crate::connections::DEFAULT.to_owned()
+impl NotifyTarget {
+    /// Where it sends.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a sentence.
+    pub fn route(&self) -> Result<Route, String> {
+        let named = [("slack", &self.slack), ("webhook", &self.webhook), ("alertmanager", &self.alertmanager), ("pagerduty", &self.pagerduty)];
+        let mut named = named.into_iter().filter_map(|(sink, value)| Some((sink, value.as_deref()?)));
+        let (Some((sink, value)), None) = (named.next(), named.next()) else {
+            return Err("one of `slack`, `webhook`, `alertmanager` and `pagerduty`".to_owned());
+        };
+        if sink == "slack" {
+            let connection = self.connection.as_deref().unwrap_or(crate::connections::DEFAULT);
+            return Ok(Route { sink: sink.to_owned(), connection: connection.to_owned(), target: value.to_owned() });
+        }
+        if self.connection.is_some() {
+            return Err(format!("`connection` goes with `slack`; `{sink}` names its connection itself"));
+        }
+        Ok(Route { sink: sink.to_owned(), connection: value.to_owned(), target: value.to_owned() })
+    }
+
+    /// Whether it can be sent by these connections.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a sentence.
+    pub fn check(&self, connections: &Connections) -> Result<(), String> {
+        let Route { sink, connection, .. } = self.route()?;
+        match sink.as_str() {
+            "webhook" => connections::find("webhook", &connections.webhook, &connection).map(drop),
+            "alertmanager" => connections::find("alertmanager", &connections.alertmanager, &connection).map(drop),
+            "pagerduty" => connections::find("pagerduty", &connections.pagerduty, &connection).map(drop),
+            _ => connections::find("slack", &connections.slack, &connection).map(drop),
+        }
+    }
 }
 
 /// A monitor as written; [`MonitorSpec`] is what it means. Parts are read one by one, so that each fault is told; what

@@ -39,6 +39,8 @@ pub struct Settings {
     pub shutdown_grace: Human,
     /// Where alerts without their own `notify` go. Empty: to the log.
     pub notify: Vec<NotifyTarget>,
+    /// Pinged at the end of runs.
+    pub heartbeat: Option<SecretString>,
     pub connections: Connections,
     pub providers: BTreeMap<String, ProviderSpec>,
     /// Over the shipped table.
@@ -229,6 +231,10 @@ pub(super) struct File {
     shutdown_grace: Option<Section<Human>>,
     /// Where alerts without their own `notify` go; without it, to the log.
     notify: Option<Section<Vec<NotifyTarget>>>,
+    /// Address of a watcher (healthchecks.io and kin): pinged after runs that did their work and whose scores leave, `/start`
+    /// when the daemon begins, `/fail` when it does not work.
+    #[schemars(with = "Option<String>")]
+    heartbeat: Option<Section<SecretString>>,
     /// Named services, used by sources, sinks and alerts.
     connections: Option<Section<Connections>>,
     /// Where models are called.
@@ -374,6 +380,7 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
         log.level.clone_from(level);
     }
     log.file = log.file.map(relative);
+    let connections = section(file.connections, faults).unwrap_or_default();
     Some(Settings {
         monitors: overrides.monitors.clone().unwrap_or_else(|| relative(file.monitors.unwrap_or_else(|| "monitors".into()))),
         state: state_folder(file.state, base, overrides),
@@ -384,8 +391,9 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
         retention: section(file.retention, faults).unwrap_or_default(),
         retry: section(file.retry, faults).unwrap_or_default().into(),
         shutdown_grace: section(file.shutdown_grace, faults).unwrap_or(Human::secs(30)),
-        notify: section(file.notify, faults).unwrap_or_default(),
-        connections: section(file.connections, faults).unwrap_or_default(),
+        heartbeat: section(file.heartbeat, faults),
+        notify: file.notify.map(|section| notify(&section, &connections, faults)).unwrap_or_default(),
+        connections,
         providers,
         prices: section(file.prices, faults).unwrap_or_default(),
         profiles,
@@ -396,4 +404,10 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
         poll: section(file.poll, faults),
         base_dir: base.to_owned(),
     })
+}
+
+fn notify(section: &Section<Vec<NotifyTarget>>, connections: &Connections, faults: &mut Vec<Fault>) -> Vec<NotifyTarget> {
+    let targets = section.read(faults).unwrap_or_default();
+    faults.extend(targets.iter().filter_map(|target| Some(Fault::new(&section.node.at, target.check(connections).err()?))));
+    targets
 }

@@ -4,6 +4,7 @@
 mod langfuse;
 mod links;
 mod postgres;
+mod receivers;
 mod slack;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 pub use langfuse::{Dialect, Langfuse, LangfuseConnection, attribute, segment};
 pub use links::Links;
 pub use postgres::{Postgres, PostgresConnection, PostgresFault};
+pub use receivers::{AlertmanagerConnection, PagerdutyConnection, WebhookConnection};
 use schemars::JsonSchema;
 use serde::Deserialize;
 pub use slack::{Slack, SlackConnection, SlackError, slack_cause, slack_client};
@@ -21,6 +23,9 @@ pub struct Connections {
     pub langfuse: BTreeMap<String, LangfuseConnection>,
     pub slack: BTreeMap<String, SlackConnection>,
     pub postgres: BTreeMap<String, PostgresConnection>,
+    pub webhook: BTreeMap<String, WebhookConnection>,
+    pub alertmanager: BTreeMap<String, AlertmanagerConnection>,
+    pub pagerduty: BTreeMap<String, PagerdutyConnection>,
 }
 
 /// The name used where a block names no connection.

@@ -1,6 +1,7 @@
 //! The daemon: one loop owns all state of the monitors ([`run`]); runs, couriers and the API are tasks that send it
 //! messages. What a message does is a method; the loop itself fits on a screen.
 
+mod heartbeat;
 mod housekeeping;
 mod infer;
 mod monitors;
@@ -131,6 +132,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     // Without systemd these say nothing to nobody.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(monitors = monitors.len(), "ready");
+    monitors.tell_start();
 
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);

@@ -183,6 +183,29 @@ impl Monitors {
         }
     }
 
+    /// Nothing else would ever end what fires of a monitor that runs no longer.
+    fn end_alerts(&mut self, monitor: &str, why: &'static str) {
+        let (world, monitor) = (Arc::clone(&self.world), monitor.to_owned());
+        self.errands.spawn("alerts", async move {
+            if let Err(error) = pipeline::end_alerts(&world.services, &monitor, why).await {
+                tracing::warn!(monitor, error = %format!("{error:#}"), "the alerts of a monitor that runs no longer could not be ended");
+            }
+            for state in STATES {
+                telemetry::alerts(&monitor, state.as_str(), 0);
+            }
+        });
+    }
+
+    /// Tells the watcher outside, where there is one, that work begins.
+    pub fn tell_start(&mut self) {
+        let world = Arc::clone(&self.world);
+        self.errands.spawn("heartbeat", async move {
+            if let Some(heartbeat) = &world.heartbeat {
+                heartbeat.start().await;
+            }
+        });
+    }
+
     pub fn run_now(&mut self, name: &str, request: &RunRequest, reply: Reply) {
         let refuse = |reply: Reply, refusal| drop(reply.send(Err(refusal)));
         let Some(active) = self.active.get(name) else { return refuse(reply, Refusal::NoSuchMonitor(name.to_owned())) };
@@ -293,21 +316,13 @@ impl Monitors {
                 }
             }
             let Ok(report) = pipeline::run(&monitor, services, &order).await else { return };
-            for state in [
-                AlertState::Inactive,
-                AlertState::Pending,
-                AlertState::Firing,
-                AlertState::Resolved,
-                AlertState::NoData,
-                AlertState::Insufficient,
-                AlertState::Error,
-            ] {
-                let n = report.alerts.iter().filter(|alert| alert.state == state).count();
-                telemetry::alerts(&report.monitor, state.as_str(), u32::try_from(n).unwrap_or(u32::MAX));
-            }
+            tell_states(&report);
             if let Some(reply) = reply {
                 // As above.
-                drop(reply.send(Ok(report)));
+                drop(reply.send(Ok(report.clone())));
+            }
+            if let Some(heartbeat) = &world.heartbeat {
+                heartbeat.after(&report, services).await;
             }
         });
     }
@@ -336,10 +351,16 @@ impl Monitors {
         let now = self.world.services.clock.now();
         for act in acts {
             match act {
-                Change::Added(spec) | Change::Changed(spec) => self.set(spec, now),
+                Change::Added(spec) | Change::Changed(spec) => {
+                    if !spec.enabled {
+                        self.end_alerts(&spec.name, "the monitor was disabled");
+                    }
+                    self.set(spec, now);
+                }
                 Change::Removed(name) => {
                     self.queue.remove(&name);
                     self.active.remove(name.as_str());
+                    self.end_alerts(&name, "the monitor was removed");
                 }
             }
         }
@@ -394,5 +415,28 @@ impl Monitors {
         if !left.is_empty() {
             tracing::warn!(sinks = ?left, "still sending when the time was up; what they held stays queued");
         }
+    }
+}
+
+const STATES: [AlertState; 8] = [
+    AlertState::Inactive,
+    AlertState::Pending,
+    AlertState::Firing,
+    AlertState::Resolved,
+    AlertState::Learning,
+    AlertState::NoData,
+    AlertState::Insufficient,
+    AlertState::Error,
+];
+
+/// How many alerts of the monitor are in each state.
+fn tell_states(report: &RunReport) {
+    // A dry run and a release check evaluate none.
+    if report.alerts.is_empty() {
+        return;
+    }
+    for state in STATES {
+        let n = report.alerts.iter().filter(|alert| alert.state == state).count();
+        telemetry::alerts(&report.monitor, state.as_str(), u32::try_from(n).unwrap_or(u32::MAX));
     }
 }

@@ -34,7 +34,8 @@ pub(super) fn order(world: &World, spec: &MonitorSpec, request: &RunRequest, pro
         bail!("--since {since} lies further back than decisions are remembered ({kept}): items would be judged again");
     }
     let plan = Plan::new(&spec.schedule, &spec.name).ok();
-    Ok(new_order(spec, plan.as_ref(), now, Trigger::Manual, request, progress))
+    let trigger = if request.gate.is_some() { Trigger::Gate } else { Trigger::Manual };
+    Ok(new_order(spec, plan.as_ref(), now, trigger, request, progress))
 }
 
 /// The order of a new run. Its slot is where its seed comes from, so the same run draws the same items.

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use tokio::sync::{mpsc, watch};
 
+use super::heartbeat::Heartbeat;
 use crate::{
     config::{HookSpec, HooksSpec, MetricSpec, MonitorSpec, Settings},
     connections::Langfuse,
@@ -20,7 +21,11 @@ use crate::{
     pipeline::{self, BuildEnv, Couriers, Monitor, Services},
     prompts::{Keeper, Prompts, PromptsCx, Use},
     schedule::clock::{Clock, SystemClock},
-    sinks::{NoRuns, Runs, slack::SlackNotifier},
+    sinks::{
+        NoRuns, Runs,
+        receivers::{AlertmanagerNotifier, PagerdutyNotifier, WebhookNotifier},
+        slack::SlackNotifier,
+    },
     store::{Store, Writer},
     util::{http::Http, secret::ExposeSecret},
 };
@@ -34,6 +39,7 @@ pub struct World {
     pub prompts: Prompts,
     /// Of metrics that have one.
     pub processes: Processes,
+    pub heartbeat: Option<Heartbeat>,
     http: Http,
 }
 
@@ -48,6 +54,27 @@ pub struct Hands {
     pub processes: mpsc::UnboundedReceiver<exec::Keeper>,
 }
 
+/// Whoever tells people.
+fn notifiers(settings: &Settings, http: &Http, couriers: &Couriers) -> anyhow::Result<()> {
+    let connections = &settings.connections;
+    for (name, connection) in &connections.slack {
+        if connection.token.is_some() || connection.webhook_url.is_some() {
+            let notifier = SlackNotifier::new(connection).map_err(|error| anyhow!("slack connection `{name}`: {error}"))?;
+            couriers.set_notifier("slack", name, Arc::new(notifier));
+        }
+    }
+    for (name, connection) in &connections.webhook {
+        couriers.set_notifier("webhook", name, Arc::new(WebhookNotifier::new(connection, http.clone())));
+    }
+    for (name, connection) in &connections.alertmanager {
+        couriers.set_notifier("alertmanager", name, Arc::new(AlertmanagerNotifier::new(connection, http.clone())));
+    }
+    for (name, connection) in &connections.pagerduty {
+        couriers.set_notifier("pagerduty", name, Arc::new(PagerdutyNotifier::new(connection, http.clone())));
+    }
+    Ok(())
+}
+
 impl World {
     /// Opens the store and builds what all monitors share.
     ///
@@ -59,12 +86,8 @@ impl World {
         let (gateway, runner) = gateway(&settings, &http, Some(store.clone()), Arc::clone(&clock))?;
         let gateway = Arc::new(gateway);
         let couriers = Arc::new(Couriers::default());
-        for (name, connection) in &settings.connections.slack {
-            if connection.token.is_some() || connection.webhook_url.is_some() {
-                let notifier = SlackNotifier::new(connection).map_err(|error| anyhow!("slack connection `{name}`: {error}"))?;
-                couriers.set_notifier(name, Arc::new(notifier));
-            }
-        }
+        notifiers(&settings, &http, &couriers)?;
+        let heartbeat = settings.heartbeat.clone().map(|url| Heartbeat::new(url, &http));
         let notify = settings.notify.clone().into();
         let services = Services { store, clock, outbox: Arc::new(watch::Sender::new(())), notify };
         let (prompts, keeper) = Prompts::new(PromptsCx {
@@ -77,7 +100,7 @@ impl World {
         });
         let (processes, begun) = Processes::new();
         let hands = Hands { writer, runner, keeper, processes: begun };
-        Ok((Self { settings, services, couriers, gateway, prompts, processes, http }, hands))
+        Ok((Self { settings, services, couriers, gateway, prompts, processes, heartbeat, http }, hands))
     }
 
     /// # Errors

@@ -15,6 +15,8 @@ pub enum Trigger {
     /// `schedule.on_start`
     Start,
     Manual,
+    /// A release check: its items are chosen to know soon, so no alert looks at them.
+    Gate,
 }
 
 impl Trigger {
@@ -25,13 +27,14 @@ impl Trigger {
             Self::CatchUp => "catch_up",
             Self::Start => "start",
             Self::Manual => "manual",
+            Self::Gate => "gate",
         }
     }
 
     /// The trigger of a stored run; what a newer assayd may have written counts as manual.
     #[must_use]
     pub fn from_name(name: &str) -> Self {
-        [Self::Schedule, Self::CatchUp, Self::Start].into_iter().find(|trigger| trigger.name() == name).unwrap_or(Self::Manual)
+        [Self::Schedule, Self::CatchUp, Self::Start, Self::Gate].into_iter().find(|trigger| trigger.name() == name).unwrap_or(Self::Manual)
     }
 
     /// What tells runs of the same instant apart. A slot runs once whoever fires it, so a caught-up slot is the

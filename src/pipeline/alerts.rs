@@ -59,8 +59,8 @@ pub(super) struct Ended<'a> {
 /// Evaluates every alert of the monitor.
 ///
 /// # Errors
-/// The store's: then no alert moves, and the next run evaluates them.
-pub(super) async fn after_run(ended: Ended<'_>, new_items: u64, period: std::time::Duration) -> Result<Moved, sqlx::Error> {
+/// The store's: then no alert moves.
+async fn after_run(ended: Ended<'_>, new_items: u64, period: std::time::Duration) -> Result<Moved, sqlx::Error> {
     let Ended { monitor, services, report, now, .. } = ended;
     let spec = &monitor.spec;
     let mut memories = memories(services, &spec.name).await?;
@@ -86,6 +86,25 @@ pub(super) async fn after_run(ended: Ended<'_>, new_items: u64, period: std::tim
         moved.end(ended, name, &memory).await?;
     }
     Ok(moved)
+}
+
+/// The same, tried again for a while: the run's scores are evidence now or never.
+///
+/// # Errors
+/// The store's, when it lasts.
+pub(super) async fn after_run_surely(ended: Ended<'_>, new_items: u64, period: std::time::Duration) -> Result<Moved, sqlx::Error> {
+    const TRIES: u32 = 5;
+    let mut attempt = 0;
+    loop {
+        match after_run(ended, new_items, period).await {
+            Err(error) if attempt < TRIES => {
+                tracing::warn!(monitor = %ended.monitor.spec.name, %error, "alerts could not be evaluated; trying again");
+                tokio::time::sleep(std::time::Duration::from_millis(100 << attempt)).await;
+                attempt += 1;
+            }
+            other => return other,
+        }
+    }
 }
 
 /// What is kept of the monitor's alerts, by name.
@@ -171,32 +190,64 @@ impl Moved {
             labels: monitor.spec.labels.clone(),
             worst,
         };
-        self.notices.extend(routes(evaluation.notify, &services.notify).into_iter().map(|route| NewNotice { route, event: event.clone() }));
+        let told = match kind {
+            // Whoever was told of the beginning, whatever the settings have come to say since.
+            AlertEventKind::Resolved => services.store.told(&event.fingerprint).await?.into_iter().map(|(route, _)| route).collect(),
+            _ => Vec::new(),
+        };
+        let routes = if told.is_empty() { routes(evaluation.notify, &services.notify) } else { told };
+        self.notices.extend(routes.into_iter().map(|route| NewNotice { route, event: event.clone() }));
         Ok(())
     }
 
-    /// An alert that stands in the monitor no longer: whoever was told that it fires is told that it ended.
+    /// An alert that stands in the monitor no longer.
     async fn end(&mut self, ended: Ended<'_>, name: String, memory: &AlertMemory) -> Result<(), sqlx::Error> {
-        if memory.state == AlertState::Firing && !memory.untold {
-            let fingerprint = memory.fingerprint(&ended.monitor.spec.name, &name);
-            for (route, told) in ended.services.store.told(&fingerprint).await? {
-                let summary = "the alert was taken out of the monitor".to_owned();
-                let event = AlertEvent {
-                    kind: AlertEventKind::Resolved,
-                    summary,
-                    at: ended.now,
-                    run_id: ended.report.run_id.clone(),
-                    worst: Vec::new(),
-                    value: None,
-                    n: None,
-                    ..told
-                };
-                self.notices.push(NewNotice { route, event });
-            }
-        }
+        let Ended { monitor, services, report, now, .. } = ended;
+        self.notices.extend(ends(services, (&monitor.spec.name, &name), memory, "the alert was taken out of the monitor", &report.run_id, now).await?);
         self.removed.push(name);
         Ok(())
     }
+}
+
+/// Whoever was told that the alert fires is told that it ended.
+async fn ends(
+    services: &Services,
+    (monitor, name): (&str, &str),
+    memory: &AlertMemory,
+    why: &str,
+    run_id: &str,
+    now: Timestamp,
+) -> Result<Vec<NewNotice>, sqlx::Error> {
+    if memory.state != AlertState::Firing || memory.untold {
+        return Ok(Vec::new());
+    }
+    let told = services.store.told(&memory.fingerprint(monitor, name)).await?;
+    let over = |told: AlertEvent| AlertEvent {
+        kind: AlertEventKind::Resolved,
+        summary: why.to_owned(),
+        at: now,
+        run_id: run_id.to_owned(),
+        worst: Vec::new(),
+        value: None,
+        n: None,
+        ..told
+    };
+    Ok(told.into_iter().map(|(route, told)| NewNotice { route, event: over(told) }).collect())
+}
+
+/// The alerts of a monitor that runs no longer: nothing will ever end them.
+///
+/// # Errors
+/// The store's, or that it is closed.
+pub async fn end_alerts(services: &Services, monitor: &str, why: &str) -> anyhow::Result<()> {
+    let memories = memories(services, monitor).await?;
+    let mut notices = Vec::new();
+    for (name, memory) in &memories {
+        notices.extend(ends(services, (monitor, name), memory, why, "", services.clock.now()).await?);
+    }
+    services.store.end_alerts(monitor, memories.into_keys().collect(), notices, services.now_us()).await?;
+    services.outbox.send_replace(());
+    Ok(())
 }
 
 /// The prompt behind a metric: of the judge that gives it, or of the first part of a metric that is made of others.
@@ -213,7 +264,8 @@ pub fn routes(own: &[NotifyTarget], default: &[NotifyTarget]) -> Vec<Route> {
     if targets.is_empty() {
         return vec![Route { sink: "log".to_owned(), connection: String::new(), target: String::new() }];
     }
-    targets.iter().map(|target| Route { sink: "slack".to_owned(), connection: target.connection.clone(), target: target.slack.clone() }).collect()
+    // What has no route was refused when it was loaded.
+    targets.iter().filter_map(|target| target.route().ok()).collect()
 }
 
 fn found<'a>(builtin: &'a Builtin, health: &Health, before: &AlertMemory, now: Timestamp, run_id: &str) -> Evaluation<'a> {

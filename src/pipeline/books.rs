@@ -67,7 +67,8 @@ struct MetricTally {
 
 impl<'a> Books<'a> {
     pub(super) fn new(monitor: &'a Monitor, metrics: Arc<[Judge]>, services: &'a Services, order: &'a Order) -> Self {
-        let queues = if order.run.publish { Arc::clone(&monitor.queues) } else { Arc::from(Vec::new()) };
+        // Of a release check the store knows item by item: some are owed by a run that publishes.
+        let queues = if order.run.publish || order.gate.is_some() { Arc::clone(&monitor.queues) } else { Arc::from(Vec::new()) };
         Self { monitor, metrics, services, order, queues, tally: Mutex::default() }
     }
 

@@ -17,10 +17,9 @@ use super::{
     run::{Stopped, fetch_all, judge, record},
 };
 use crate::{
-    model::{Gate, GateAnswer, GateReport, ItemKey, Outcome},
+    model::{Decision as Ended, Gate, GateAnswer, GateReport, ItemKey, Score},
     sources::Window,
     statistics::decide::{Answer, Decider, Decision},
-    store::ItemOutcome,
 };
 
 /// What an item said.
@@ -95,20 +94,19 @@ async fn ask(books: &Books<'_>, by: &Judge, gate: &Gate, mut item: Candidate) ->
         return Ok(Said::Value(value));
     }
     books.record_again(item.drawn("drawn for a release check")).await?;
-    let outcome = judge(books, item.into_drawn(books.services.now_us())).await?;
-    let said = said(&outcome, &gate.metric);
+    let drawn = item.into_drawn(books.services.now_us());
+    let key = drawn.key;
+    let outcome = judge(books, drawn).await?;
+    let end = outcome.end.clone();
     record(books, Ok(outcome)).await?;
-    Ok(said)
-}
-
-fn said(outcome: &ItemOutcome, metric: &str) -> Said {
-    match outcome.scores.iter().find(|score| *score.metric == *metric).map(|score| &score.outcome) {
-        Some(Outcome::Scored { value, .. }) => Said::Value(*value),
-        _ => match &outcome.end {
-            Some(end) if end.decision == crate::model::Decision::Deferred => Said::Waits(end.reason.clone()),
-            _ => Said::Nothing,
-        },
-    }
+    // As it is on disk: what came before the next paid question was recorded by itself.
+    let scores = books.services.store.scores_of(key).await?;
+    let of_now = |score: &&Score| score.metric == gate.metric && *score.metric_revision == *by.revision && score.outcome == "scored";
+    Ok(match (scores.iter().filter(of_now).max_by_key(|score| score.created_at).and_then(|score| score.value), end) {
+        (Some(value), _) => Said::Value(value),
+        (None, Some(end)) if end.decision == Ended::Deferred => Said::Waits(end.reason),
+        (None, _) => Said::Nothing,
+    })
 }
 
 /// What has been taken in, in order.

@@ -10,11 +10,11 @@ use crate::{
     alerting::{
         AlertMemory, Condition, Measured, Observed, Statistic, Step, Verdict,
         baseline::Learned,
-        evidence::{Ask, Shared, Shown, firing_sentence, resolved_sentence, step_on_evidence},
+        evidence::{Ask, Gathered, Shared, Shown, firing_sentence, resolved_sentence, step_on_evidence},
         step,
     },
     config::{AlertSpec, ConfidenceScope, EvidenceSpec, Over},
-    model::{AlertEventKind, AlertState, MeanOf},
+    model::{AlertEventKind, AlertState, Judged, MeanOf},
     schedule::plan::Plan,
     statistics::evidence::Promise,
     store::Since,
@@ -62,7 +62,14 @@ struct Found {
 
 async fn found(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, measured: &Measured) -> Result<Found, sqlx::Error> {
     let subject = alert.metric.as_deref().unwrap_or(&ended.monitor.spec.name);
-    let about = about(ended, alert);
+    let monitor = &ended.monitor.spec.name;
+    let judged = match alert.evidence.is_some() || alert.when.baseline {
+        true => ended.services.store.judged(monitor, alert.metric.as_deref(), &ended.report.run_id).await?,
+        false => Vec::new(),
+    };
+    // A run without scores says nothing, not even that something else is judged: its metric may just have been away.
+    let kept = before.evidence.as_ref().map(Gathered::about).or_else(|| before.baseline.as_ref().map(Learned::about)).filter(|_| judged.is_empty());
+    let about = kept.map_or_else(|| about(ended, alert), str::to_owned);
     let (learned, level) = learned(ended, alert, before, &about).await?;
     let plainly = |observed: &Observed| {
         let Step { memory, verdict } = step(before, &alert.rule(), observed, ended.now, &ended.report.run_id);
@@ -72,7 +79,7 @@ async fn found(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, measur
     let (condition, (mut after, summary)) = match (level, alert.evidence) {
         (Err(progress), _) => (None, (plainly(&Observed::Learning(progress)), format!("{subject}: {}", shown(alert, measured)))),
         (Ok(condition), None) => (Some(condition), (plainly(&observe(alert, condition, before, measured)), condition.summary(subject, measured))),
-        (Ok(condition), Some(evidence)) => (Some(condition), on_evidence(ended, alert, evidence, condition, &about, before, measured).await?),
+        (Ok(condition), Some(evidence)) => (Some(condition), on_evidence(ended, alert, evidence, condition, &about, &judged, before, measured).await?),
     };
     after.memory.baseline = learned;
     Ok(Found { condition, after, summary })
@@ -94,12 +101,12 @@ async fn on_evidence(
     evidence: EvidenceSpec,
     condition: Condition,
     about: &str,
+    judged: &[Judged],
     before: &AlertMemory,
     measured: &Measured,
 ) -> Result<(Step, String), sqlx::Error> {
-    let Ended { monitor, services, report, now, .. } = ended;
+    let Ended { monitor, report, now, .. } = ended;
     let subject = alert.metric.as_deref().unwrap_or(&monitor.spec.name);
-    let judged = services.store.judged(&monitor.spec.name, alert.metric.as_deref(), &report.run_id).await?;
     let shared = match evidence.scope {
         ConfidenceScope::Alert => None,
         ConfidenceScope::Project => Some(others(ended, &alert.name).await?),
@@ -107,7 +114,7 @@ async fn on_evidence(
     let shared = shared.as_ref().map(|(others, watched)| Shared { others, watched: *watched });
     let promise = Promise { confidence: evidence.confidence, interval: interval(monitor, report.slot) };
     let ask = Ask { condition, promise, min_samples: alert.min_samples, about, shared };
-    let stepped = step_on_evidence(before, &alert.rule(), &ask, &judged, report.slot.as_second(), now, &report.run_id);
+    let stepped = step_on_evidence(before, &alert.rule(), &ask, judged, report.slot.as_second(), now, &report.run_id);
     let (after, Shown { level, streak, .. }) = match stepped {
         Ok(stepped) => stepped,
         Err(message) => (step(before, &alert.rule(), &Observed::Error(message), now, &report.run_id), Shown { level: 0.0, streak: None, in_doubt: false }),
@@ -130,7 +137,7 @@ async fn others(ended: Ended<'_>, alert: &str) -> Result<(Vec<f64>, u64), sqlx::
     let stored = ended.services.store.shared_evidence(&ended.monitor.spec.name, alert).await?;
     let memories: Vec<AlertMemory> = stored.iter().filter_map(|json| serde_json::from_str(json).ok()).collect();
     let quiet = memories.iter().filter(|memory| memory.state != AlertState::Firing).filter_map(|memory| memory.evidence.as_ref());
-    Ok((quiet.map(crate::alerting::evidence::Gathered::ln).collect(), memories.len() as u64 + 1))
+    Ok((quiet.map(Gathered::ln).collect(), memories.len() as u64 + 1))
 }
 
 /// The condition with a number in it, or how far learning is; and what is kept of it.
@@ -138,9 +145,8 @@ async fn learned(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, abou
     if !alert.when.baseline {
         return Ok((None, Ok(alert.when)));
     }
-    let about = format!("{about} {} {}", alert.when.statistic, alert.baseline);
     let slot_us = ended.report.slot.as_microsecond();
-    let mut learned = Learned::carried(before.baseline.as_ref(), &about, slot_us);
+    let mut learned = Learned::carried(before.baseline.as_ref(), about, slot_us);
     if let Some(level) = learned.level {
         return Ok((Some(learned), Ok(alert.when.against(&level))));
     }
@@ -168,7 +174,19 @@ fn about(ended: Ended<'_>, alert: &AlertSpec) -> String {
     let metric = alert.metric.as_deref().unwrap_or_default();
     let revision = ended.metrics.iter().find(|judge| judge.gives.may_give(&judge.name, metric)).map_or("", |judge| &judge.revision);
     let sampling = &spec.sampling;
-    let draw = format!("{:?} {:?} {:?}", sampling.strategy, spec.source.filter, spec.source.key());
+    let when = alert.when;
+    // Of a quantile the threshold says what is counted, of a mean only what it is compared with.
+    let counted = (!matches!(when.statistic, Statistic::Mean | Statistic::PassRate | Statistic::FailedRate)).then(|| when.to_string());
+    let learned = when.baseline.then_some(alert.baseline);
+    let draw = format!(
+        "{:?} {:?} {:?} {:?} {:?} {} {counted:?} {learned:?}",
+        sampling.strategy,
+        spec.source.filter,
+        spec.source.key(),
+        spec.source.scope,
+        spec.source.config,
+        when.statistic
+    );
     blake3::hash(format!("{metric}\0{revision}\0{draw}").as_bytes()).to_hex()[..16].to_owned()
 }
 

@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-pub use alerts::routes;
+pub use alerts::{end_alerts, routes};
 pub use monitor::{BuildEnv, Monitor};
 pub use publish::{Couriers, NOTICES};
 pub use run::{Order, Progress, published, run};

@@ -36,8 +36,8 @@ pub const NOTICES: &str = "notices";
 #[derive(Default)]
 pub struct Couriers {
     sinks: Mutex<BTreeMap<String, Arc<dyn Sink>>>,
-    /// By connection.
-    notifiers: Mutex<BTreeMap<String, Arc<dyn Notifier>>>,
+    /// By kind and connection.
+    notifiers: Mutex<BTreeMap<(String, String), Arc<dyn Notifier>>>,
 }
 
 /// What the outbox knows of a row that was sent.
@@ -90,8 +90,8 @@ impl Couriers {
         lock(&self.sinks).insert(queue.to_owned(), sink).is_none()
     }
 
-    pub fn set_notifier(&self, connection: &str, notifier: Arc<dyn Notifier>) {
-        lock(&self.notifiers).insert(connection.to_owned(), notifier);
+    pub fn set_notifier(&self, sink: &str, connection: &str, notifier: Arc<dyn Notifier>) {
+        lock(&self.notifiers).insert((sink.to_owned(), connection.to_owned()), notifier);
     }
 
     fn sink(&self, queue: &str) -> Option<Arc<dyn Sink>> {
@@ -224,8 +224,8 @@ impl Couriers {
 
     async fn tell(&self, notice: &DueNotice, now: Timestamp) -> NoticeEnd {
         let event = &notice.event;
-        let notifier = lock(&self.notifiers).get(&notice.route.connection).cloned();
-        let Some(notifier) = notifier.filter(|_| notice.route.sink != "log") else {
+        let notifier = lock(&self.notifiers).get(&(notice.route.sink.clone(), notice.route.connection.clone())).cloned();
+        let Some(notifier) = notifier else {
             tracing::warn!(monitor = %event.monitor, alert = %event.alert, kind = ?event.kind, run = %event.run_id, "alert: {}", crate::sinks::slack::plain(event));
             return NoticeEnd::Delivered { thread: None };
         };

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     metrics::Price,
-    model::{Decision, Gate, PublishedCounts, RunReport, Trace},
+    model::{Decision, Gate, PublishedCounts, RunReport, Trace, Trigger},
     sources::{Fetched, Pages, SourceError, Window},
     store::{Closed, FinishedRun, ItemEnd, ItemOutcome, NewScore, Pending, RunRow, Stage},
     telemetry,
@@ -108,7 +108,7 @@ async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Resu
     let new_items = books.tally().new_items;
     let ended = Ended { monitor, metrics: &books.metrics, services, report: &report, now: services.clock.now() };
     // A release check stops when it knows enough, which alerts must not take for the usual draw.
-    let moved = if order.gate.is_some() { Ok(Moved::default()) } else { alerts::after_run(ended, new_items, period).await };
+    let moved = if order.run.trigger == Trigger::Gate { Ok(Moved::default()) } else { alerts::after_run_surely(ended, new_items, period).await };
     let Moved { rows, removed, notices, lines } = match moved {
         Ok(moved) => moved,
         Err(error) => {

@@ -7,6 +7,7 @@
 mod jsonl;
 mod langfuse;
 pub mod postgres;
+pub mod receivers;
 pub mod slack;
 
 use std::{collections::BTreeSet, fmt::Debug, path::Path, sync::Arc, time::Duration};

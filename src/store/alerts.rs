@@ -22,14 +22,20 @@ pub enum Since {
 }
 
 impl Since {
-    fn condition(&self) -> &'static str {
-        match self {
+    /// What SQL selects by, with the index that serves it: a unary plus keeps SQLite from going by monitor and metric, whose rows
+    /// are the whole history. Scores of release checks are chosen to know soon, and speak for nothing else.
+    fn condition(&self, metric: Option<&str>) -> String {
+        let plus = if matches!(self, Self::Time(_)) { "" } else { "+" };
+        let metric = if metric.is_some() { format!("{plus}metric = $2") } else { "$2 IS NULL".to_owned() };
+        let window = match self {
             Self::Time(_) => "created_us >= CAST($3 AS INTEGER)",
             Self::Runs(_) => {
-                "run_id IN (SELECT id FROM runs WHERE monitor = (SELECT id FROM monitors WHERE name = $1) ORDER BY started_us DESC LIMIT CAST($3 AS INTEGER))"
+                "run_id IN (SELECT id FROM runs WHERE monitor = (SELECT id FROM monitors WHERE name = $1) AND trigger <> 'gate'
+                    ORDER BY started_us DESC LIMIT CAST($3 AS INTEGER))"
             }
             Self::Run(_) => "run_id = $3",
-        }
+        };
+        format!("{plus}monitor = {MONITOR} AND {metric} AND {window} AND {NO_GATE}")
     }
 
     fn value(&self) -> String {
@@ -41,6 +47,9 @@ impl Since {
     }
 }
 
+/// Of a score: not made by a release check.
+const NO_GATE: &str = "NOT EXISTS (SELECT 1 FROM runs WHERE runs.id = scores.run_id AND runs.trigger = 'gate')";
+
 impl Store {
     /// What lies in a window of one metric's judgements (of all metrics without a name). What failed as a whole, under the
     /// metric's own name, failed for `METRIC.PART` too. `values` and `latencies` say whether the single figures are wanted,
@@ -49,7 +58,7 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn tally(&self, monitor: &str, metric: Option<&str>, since: &Since, values: bool, latencies: bool) -> Result<Tally> {
-        let window = format!("FROM scores WHERE monitor = {MONITOR} AND ($2 IS NULL OR metric = $2) AND {}", since.condition());
+        let window = format!("FROM scores WHERE {}", since.condition(metric));
         let text = format!(
             "SELECT count(CASE WHEN outcome = 'scored' THEN passed END) AS verdicts, coalesce(sum(CASE WHEN outcome = 'scored' THEN passed END), 0) AS passed,
                     coalesce(sum(outcome = 'failed'), 0) AS failed, sum(cost_usd) AS cost {window}"
@@ -80,7 +89,8 @@ impl Store {
     /// The database's.
     pub async fn judgements(&self, monitor: &str, since_us: i64) -> Result<(u64, u64)> {
         let text = format!(
-            "SELECT coalesce(sum(outcome = 'scored'), 0), coalesce(sum(outcome = 'failed'), 0) FROM scores WHERE monitor = {MONITOR} AND created_us >= $2"
+            "SELECT coalesce(sum(outcome = 'scored'), 0), coalesce(sum(outcome = 'failed'), 0)
+            FROM scores INDEXED BY scores_by_time WHERE monitor = {MONITOR} AND created_us >= $2"
         );
         let (scored, failed): (i64, i64) = sqlx::query_as(sql(text)).bind(monitor).bind(since_us).fetch_one(&self.read).await?;
         Ok((u64::try_from(scored).unwrap_or(0), u64::try_from(failed).unwrap_or(0)))
@@ -100,8 +110,8 @@ impl Store {
     ) -> Result<Vec<(String, f64, String, Option<String>)>> {
         let order = if higher_is_better { "ASC" } else { "DESC" };
         let text = format!(
-            "SELECT item_id, value, reason, url FROM scores WHERE monitor = {MONITOR} AND metric = $2 AND {} AND outcome = 'scored' ORDER BY value {order}, created_us DESC LIMIT $4",
-            since.condition()
+            "SELECT item_id, value, reason, url FROM scores WHERE {} AND outcome = 'scored' ORDER BY value {order}, created_us DESC LIMIT $4",
+            since.condition(Some(metric))
         );
         let rows = sqlx::query(sql(text)).bind(monitor).bind(metric).bind(since.value()).bind(n).fetch_all(&self.read).await?;
         rows.iter().map(|row| Ok((row.try_get("item_id")?, row.try_get("value")?, row.try_get("reason")?, row.try_get("url")?))).collect()
@@ -124,9 +134,9 @@ impl Store {
         let whole = metric.and_then(|metric| metric.split_once('.')).map(|(whole, _)| whole);
         let text = format!(
             "SELECT CASE WHEN s.outcome = 'scored' THEN s.value END AS value, CASE WHEN s.outcome = 'scored' THEN s.passed END AS passed,
-                CAST(s.latency_ms AS REAL) AS latency_ms FROM scores s JOIN items i ON i.id = s.item
-            WHERE s.monitor = {MONITOR} AND ($2 IS NULL OR s.metric = $2 OR s.metric = $4 AND s.outcome = 'failed') AND s.run_id = $3
-                AND s.outcome IN ('scored', 'failed') AND i.chosen = 0 ORDER BY s.item, s.id"
+                CAST(s.latency_ms AS REAL) AS latency_ms FROM scores s INDEXED BY scores_by_run JOIN items i ON i.id = s.item
+            WHERE s.run_id = $3 AND s.monitor = {MONITOR} AND ($2 IS NULL OR s.metric = $2 OR s.metric = $4 AND s.outcome = 'failed')
+                AND {FINAL} AND i.chosen = 0 ORDER BY s.item, s.id"
         );
         let rows = sqlx::query(sql(text)).bind(monitor).bind(metric).bind(run_id).bind(whole).fetch_all(&self.read).await?;
         rows.iter().map(|row| Ok(Judged { value: row.try_get("value")?, passed: row.try_get("passed")?, latency_ms: row.try_get("latency_ms")? })).collect()
@@ -140,7 +150,8 @@ impl Store {
         let text = format!(
             "SELECT s.run_id, CASE WHEN s.outcome = 'scored' THEN s.value END AS value, CASE WHEN s.outcome = 'scored' THEN s.passed END AS passed,
                 CAST(s.latency_ms AS REAL) AS latency_ms FROM scores s JOIN items i ON i.id = s.item
-            WHERE s.monitor = {MONITOR} AND s.metric = $2 AND s.outcome IN ('scored', 'failed') AND i.chosen = 0 ORDER BY s.created_us DESC LIMIT $3"
+            WHERE s.monitor = {MONITOR} AND s.metric = $2 AND {FINAL} AND i.chosen = 0
+                AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.id = s.run_id AND runs.trigger = 'gate') ORDER BY s.created_us DESC LIMIT $3"
         );
         let rows = sqlx::query(sql(text)).bind(monitor).bind(metric).bind(limit).fetch_all(&self.read).await?;
         let runs: std::collections::HashSet<String> = rows.iter().map(|row| row.try_get("run_id")).collect::<Result<_>>()?;
@@ -158,9 +169,9 @@ impl Store {
             MeanOf::Values => ("s.value", "s.outcome = 'scored'"),
         };
         let text = format!(
-            "SELECT r.slot_us, avg({value}) AS mean, count(*) AS n FROM runs r JOIN scores s ON s.run_id = r.id JOIN items i ON i.id = s.item
-            WHERE r.monitor = {MONITOR} AND r.slot_us >= $3 AND s.monitor = r.monitor AND ($2 IS NULL OR s.metric = $2) AND s.outcome IN ('scored', 'failed')
-                AND s.created_us >= $3 AND i.chosen = 0 AND {counted} GROUP BY r.id ORDER BY r.slot_us"
+            "SELECT r.slot_us, avg({value}) AS mean, count(*) AS n FROM runs r JOIN scores s INDEXED BY scores_by_run ON s.run_id = r.id JOIN items i ON i.id = s.item
+            WHERE r.monitor = {MONITOR} AND r.trigger <> 'gate' AND r.slot_us >= $3 AND s.monitor = r.monitor AND ($2 IS NULL OR s.metric = $2)
+                AND {FINAL} AND i.chosen = 0 AND {counted} GROUP BY r.id ORDER BY r.slot_us"
         );
         let rows = sqlx::query(sql(text)).bind(monitor).bind(metric).bind(since_us).fetch_all(&self.read).await?;
         rows.iter()
@@ -224,6 +235,9 @@ impl Store {
 fn judged(row: &SqliteRow) -> Result<Judged> {
     Ok(Judged { value: row.try_get("value")?, passed: row.try_get("passed")?, latency_ms: row.try_get("latency_ms")? })
 }
+
+/// Of a score `s`: it will not be tried again. One that fails now and is scored by a later run would else count as both.
+const FINAL: &str = "(s.outcome = 'scored' OR s.outcome = 'failed' AND NOT EXISTS (SELECT 1 FROM pending p WHERE p.item = s.item))";
 
 /// Of its firing and route, no earlier message waits.
 const FIRST_WAITING: &str =

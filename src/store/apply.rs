@@ -55,6 +55,11 @@ pub(super) async fn apply(db: &mut SqliteConnection, names: &mut Names, batch: &
                 continue;
             }
             Write::FinishRun(run) => finish_run(db, names, run).await?,
+            Write::EndAlerts { monitor, names: alerts, notices, at_us } => {
+                let monitor = names.monitor(db, monitor).await?;
+                end_alerts(db, monitor, alerts, notices, *at_us).await?;
+                0
+            }
             Write::Sent(batch) => outbox::sent(db, batch).await?,
             Write::Outbox(change) => outbox::change(db, change).await?,
             Write::Notice { id, end } => notice(db, *id, end).await?,
@@ -210,13 +215,19 @@ async fn finish_run(db: &mut SqliteConnection, names: &mut Names, run: &Finished
             .execute(&mut *db)
             .await?;
     }
-    for name in &run.removed_alerts {
+    end_alerts(db, monitor, &run.removed_alerts, &run.notices, run.at_us).await?;
+    Ok(0)
+}
+
+/// Forgets alerts, and queues what people are told.
+async fn end_alerts(db: &mut SqliteConnection, monitor: i64, names: &[String], notices: &[NewNotice], at_us: i64) -> Result<(), sqlx::Error> {
+    for name in names {
         sqlx::query("DELETE FROM alerts WHERE monitor = $1 AND name = $2").bind(monitor).bind(name).execute(&mut *db).await?;
     }
-    for notice in &run.notices {
-        insert_notice(db, notice, run.at_us).await?;
+    for notice in notices {
+        insert_notice(db, notice, at_us).await?;
     }
-    Ok(0)
+    Ok(())
 }
 
 pub(super) async fn insert_notice(db: &mut SqliteConnection, notice: &NewNotice, at_us: i64) -> Result<(), sqlx::Error> {

@@ -187,6 +187,14 @@ impl Store {
         self.write(Write::FinishRun(Box::new(run))).await.map(|_| ())
     }
 
+    /// Forgets alerts of a monitor that runs no longer, and queues what people are told of it.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub async fn end_alerts(&self, monitor: &str, names: Vec<String>, notices: Vec<NewNotice>, at_us: i64) -> Result<(), Closed> {
+        self.write(Write::EndAlerts { monitor: monitor.to_owned(), names, notices, at_us }).await.map(|_| ())
+    }
+
     /// What became of a message.
     ///
     /// # Errors

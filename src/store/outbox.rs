@@ -125,6 +125,14 @@ impl Store {
         Ok(sqlx::query_as(text).fetch_all(&self.read).await?.into_iter().collect())
     }
 
+    /// When the oldest score was made that waits for its sink.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn waiting_since(&self) -> Result<Option<i64>> {
+        sqlx::query_scalar("SELECT min(s.created_us) FROM outbox o JOIN scores s ON s.id = o.score WHERE o.state = 0").fetch_one(&self.read).await
+    }
+
     /// What became of a batch.
     ///
     /// # Errors

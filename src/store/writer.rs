@@ -6,7 +6,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOp
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    DrawBatch, FinishedRun, Health, ItemOutcome, NoticeEnd, Retention, RunRow, SentBatch,
+    DrawBatch, FinishedRun, Health, ItemOutcome, NewNotice, NoticeEnd, Retention, RunRow, SentBatch,
     apply::{self, Names},
     experiments::Grouped,
     gateway::GatewayWrite,
@@ -44,6 +44,12 @@ pub(super) enum Write {
     Draw(Box<DrawBatch>),
     Outcome(Box<ItemOutcome>),
     FinishRun(Box<FinishedRun>),
+    EndAlerts {
+        monitor: String,
+        names: Vec<String>,
+        notices: Vec<NewNotice>,
+        at_us: i64,
+    },
     Sent(SentBatch),
     Outbox(OutboxChange),
     Notice {
@@ -70,6 +76,7 @@ impl Write {
             Self::BeginRun(_)
             | Self::Draw(_)
             | Self::FinishRun(_)
+            | Self::EndAlerts { .. }
             | Self::Notice { .. }
             | Self::Outbox(_)
             | Self::Prompt(_)

@@ -52,9 +52,10 @@ async fn labels_say_how_far_a_judge_is_to_be_trusted() {
 
     let by_hand = &found["corrected"];
     assert!(by_hand["method"].as_str().unwrap().starts_with("Rogan-Gladen"));
-    let random = &calibrated(&site, &["--random"]).await["corrected"];
+    let random = &calibrated(&site, &["--drawn", "random"]).await["corrected"];
     assert_eq!(random["method"], "PPI++");
-    for corrected in [by_hand, random] {
+    let verdict = &calibrated(&site, &["--drawn", "verdict"]).await["corrected"];
+    for corrected in [by_hand, random, verdict] {
         let (low, high) = (corrected["interval"]["low"].as_f64().unwrap(), corrected["interval"]["high"].as_f64().unwrap());
         assert!(low < 0.8 && 0.8 < high && corrected["mean"].as_f64().unwrap() < 0.87, "people would give 0.8 where the judge gives 0.9: {corrected}");
     }

@@ -167,6 +167,20 @@ async fn an_alert_that_is_taken_out_ends_its_firing() {
 }
 
 #[tokio::test]
+async fn a_monitor_that_is_removed_ends_what_fires_of_it() {
+    let site = Site::new().await;
+    let mut answers = Answers::new();
+    answers.add(&site, 60, 0.0, &json!({}));
+    site.monitor("m", &with(monitor(&json!({})), json!({ "schedule": { "every": "1s" } })));
+    let _daemon = site.daemon().await;
+    site.until("a message", |world| !world.slack.messages().is_empty()).await;
+    std::fs::remove_file(site.path("monitors/m.yaml")).unwrap();
+    site.until("the message to say that it is over", |world| world.slack.updates().iter().any(|update| update.to_string().contains("the monitor was removed")))
+        .await;
+    assert_eq!(site.world.slack.messages().len(), 1);
+}
+
+#[tokio::test]
 async fn an_edited_threshold_keeps_the_firing_and_asks_anew() {
     let site = Site::new().await;
     site.monitor("m", &monitor(&json!({})));

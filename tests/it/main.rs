@@ -38,6 +38,7 @@ mod postgres;
 mod processes;
 mod prompts;
 mod publish;
+mod receivers;
 mod reload;
 mod schedule;
 mod scopes;

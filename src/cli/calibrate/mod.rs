@@ -8,7 +8,7 @@ use std::{collections::HashMap, path::PathBuf};
 
 use self::{
     labels::{Fields, Labels},
-    report::{Pair, Report},
+    report::{Judged, Pair, Report},
 };
 use super::{Failure, Format, Overrides, block_on, monitor, print, settings_without_keys};
 use crate::{
@@ -26,9 +26,9 @@ pub(super) struct Arguments {
     /// The judge; needed where the monitor has several metrics
     #[arg(long)]
     metric: Option<String>,
-    /// The labelled items were drawn at random, not by verdict or by hand
-    #[arg(long)]
-    random: bool,
+    /// How the labelled items were chosen: that decides how the mean is corrected
+    #[arg(long, value_enum, default_value_t = Drawn::Hand)]
+    drawn: Drawn,
     /// Field of the labels that names the item [default: item_id, or id]
     #[arg(long)]
     id_field: Option<String>,
@@ -45,6 +45,17 @@ pub(super) struct Arguments {
     format: Format,
 }
 
+/// How the items were chosen that people labelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Drawn {
+    /// At random from all judged items.
+    Random,
+    /// At random from those that passed and from those that failed, each.
+    Verdict,
+    /// By hand: such as so many good ones and so many bad ones.
+    Hand,
+}
+
 /// Scores read at a time.
 const PAGE: u32 = 1000;
 
@@ -58,16 +69,21 @@ pub(super) fn calibrate(overrides: &Overrides, arguments: &Arguments) -> Result<
     // Where less is better, everything is seen in a mirror: 1 is good for people, so it is for the judge.
     let turned = |x: f64| if higher_is_better { x } else { 1.0 - x };
     let threshold = threshold.map_or(0.5, turned);
+    let judged = |score: &Score| {
+        let value = turned(score.value?);
+        // The metric's own word, where it has one.
+        Some(Judged { value, passed: score.passed.unwrap_or(value >= threshold) })
+    };
     let pairs: Vec<Pair<'_>> = labels
         .items
         .iter()
         .filter_map(|(id, labels)| {
             let score = scores.get(id)?;
-            Some(Pair { item_id: id, labels, judge: turned(score.value?), reason: &score.reason })
+            Some(Pair { item_id: id, labels, judge: judged(score)?, reason: &score.reason })
         })
         .collect();
     let labelled: std::collections::HashSet<&str> = pairs.iter().map(|pair| pair.item_id).collect();
-    let rest: Vec<f64> = scores.values().filter(|score| !labelled.contains(score.item_id.as_str())).filter_map(|score| score.value).map(turned).collect();
+    let rest: Vec<Judged> = scores.values().filter(|score| !labelled.contains(score.item_id.as_str())).filter_map(judged).collect();
     if pairs.len() < 2 {
         eprintln!(
             "assayd: of {} labelled items {} {} judged by {metric}; label some that are",
@@ -77,7 +93,7 @@ pub(super) fn calibrate(overrides: &Overrides, arguments: &Arguments) -> Result<
         );
         return Err(Failure::Problems);
     }
-    let report = Report::new(&metric, &pairs, &rest, &labels, threshold, arguments.random);
+    let report = Report::new(&metric, &pairs, &rest, &labels, arguments.drawn);
     match arguments.format {
         Format::Json => print(&format!("{}\n", serde_json::to_string(&report).map_err(anyhow::Error::from)?)),
         Format::Table => print(&report.render(arguments.show)),

@@ -4,23 +4,30 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use serde::Serialize;
 
-use super::labels::Labels;
+use super::{Drawn, labels::Labels};
 use crate::{
     cli::table,
     statistics::{
         Interval,
-        interval::{SHOWN, wilson},
+        interval::{SHOWN, Stratum, stratified, wilson},
         judge::{Confusion, Scale, Weights, cohen_kappa, krippendorff, ppi_mean, rogan_gladen},
     },
     util::text::{figure, one_line},
 };
+
+/// What the judge said; 1 is good.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Judged {
+    pub value: f64,
+    pub passed: bool,
+}
 
 /// An item that people and the judge have spoken of; 1 is good.
 pub(super) struct Pair<'a> {
     pub item_id: &'a str,
     /// By rater.
     pub labels: &'a BTreeMap<String, f64>,
-    pub judge: f64,
+    pub judge: Judged,
     /// Untrusted text.
     pub reason: &'a str,
 }
@@ -79,10 +86,10 @@ struct Disagreement {
 }
 
 impl Report {
-    /// `rest` are the judge's values of items without labels; a value at the threshold or above has passed.
-    pub(super) fn new(metric: &str, pairs: &[Pair<'_>], rest: &[f64], labels: &Labels, threshold: f64, random: bool) -> Self {
+    /// `rest` are the judge's words on items without labels.
+    pub(super) fn new(metric: &str, pairs: &[Pair<'_>], rest: &[Judged], labels: &Labels, drawn: Drawn) -> Self {
         let good = |pair: &Pair<'_>| pair.people() >= 0.5;
-        let passed = |pair: &Pair<'_>| pair.judge >= threshold;
+        let passed = |pair: &Pair<'_>| pair.judge.passed;
         let count = |good_: bool, passed_: bool| pairs.iter().filter(|pair| good(pair) == good_ && passed(pair) == passed_).count() as u64;
         let confusion =
             Table { good_passed: count(true, true), good_failed: count(true, false), bad_passed: count(false, true), bad_failed: count(false, false) };
@@ -91,11 +98,11 @@ impl Report {
         let kappa = kappa(pairs, &confusion, graded);
         let mut disagreements: Vec<Disagreement> = pairs
             .iter()
-            .filter(|pair| if graded { (pair.people() - pair.judge).abs() >= 0.25 } else { good(pair) != passed(pair) })
-            .map(|pair| Disagreement { item_id: pair.item_id.to_owned(), people: pair.people(), judge: pair.judge, reason: pair.reason.to_owned() })
+            .filter(|pair| if graded { (pair.people() - pair.judge.value).abs() >= 0.25 } else { good(pair) != passed(pair) })
+            .map(|pair| Disagreement { item_id: pair.item_id.to_owned(), people: pair.people(), judge: pair.judge.value, reason: pair.reason.to_owned() })
             .collect();
         disagreements.sort_by(|a, b| (b.people - b.judge).abs().total_cmp(&(a.people - a.judge).abs()));
-        let all: Vec<f64> = pairs.iter().map(|pair| pair.judge).chain(rest.iter().copied()).collect();
+        let all: Vec<f64> = pairs.iter().map(|pair| pair.judge.value).chain(rest.iter().map(|judged| judged.value)).collect();
         Self {
             metric: metric.to_owned(),
             labelled: pairs.len(),
@@ -105,9 +112,9 @@ impl Report {
             agreement_interval: wilson(crate::statistics::real(agreed), pairs.len() as u64, None, SHOWN),
             kappa: kappa.map(|kappa| kappa.kappa),
             kappa_interval: kappa.map(|kappa| kappa.interval),
-            alpha: alpha(pairs, labels, threshold, graded),
+            alpha: alpha(pairs, labels, graded),
             judge_mean: all.iter().sum::<f64>() / crate::statistics::real(all.len() as u64),
-            corrected: corrected(pairs, rest, &confusion, threshold, random),
+            corrected: corrected(pairs, rest, &confusion, drawn),
             confusion,
             disagreements,
         }
@@ -183,28 +190,48 @@ fn kappa(pairs: &[Pair<'_>], confusion: &Table, graded: bool) -> Option<crate::s
     let step = |x: f64| (x * 4.0).round().clamp(0.0, 4.0) as usize;
     let mut counts = vec![vec![0; 5]; 5];
     for pair in pairs {
-        counts[step(pair.people())][step(pair.judge)] += 1;
+        counts[step(pair.people())][step(pair.judge.value)] += 1;
     }
     cohen_kappa(&counts, Weights::Quadratic, SHOWN)
 }
 
-fn alpha(pairs: &[Pair<'_>], labels: &Labels, threshold: f64, graded: bool) -> Option<f64> {
-    let judge = |x: f64| if graded { x } else { f64::from(u8::from(x >= threshold)) };
+fn alpha(pairs: &[Pair<'_>], labels: &Labels, graded: bool) -> Option<f64> {
+    let judge = |judged: Judged| if graded { judged.value } else { f64::from(u8::from(judged.passed)) };
     let mut ratings: Vec<Vec<Option<f64>>> =
         labels.raters().into_iter().map(|rater| pairs.iter().map(|pair| pair.labels.get(rater).copied()).collect()).collect();
     ratings.push(pairs.iter().map(|pair| Some(judge(pair.judge))).collect());
     krippendorff(&ratings, if graded { Scale::Interval } else { Scale::Nominal })
 }
 
-fn corrected(pairs: &[Pair<'_>], rest: &[f64], confusion: &Table, threshold: f64, random: bool) -> Option<Corrected> {
-    if random {
-        let (people, judge): (Vec<f64>, Vec<f64>) = pairs.iter().map(|pair| (pair.people(), pair.judge)).unzip();
-        let found = ppi_mean(&people, &judge, rest, SHOWN)?;
-        return Some(Corrected { method: "PPI++", mean: found.mean, interval: found.interval });
+fn corrected(pairs: &[Pair<'_>], rest: &[Judged], confusion: &Table, drawn: Drawn) -> Option<Corrected> {
+    match drawn {
+        Drawn::Random => {
+            let (people, judge): (Vec<f64>, Vec<f64>) = pairs.iter().map(|pair| (pair.people(), pair.judge.value)).unzip();
+            let rest: Vec<f64> = rest.iter().map(|judged| judged.value).collect();
+            let found = ppi_mean(&people, &judge, &rest, SHOWN)?;
+            Some(Corrected { method: "PPI++", mean: found.mean, interval: found.interval })
+        }
+        Drawn::Verdict => {
+            // Of each verdict, as many as there are in all, and what people say of those they were shown.
+            let stratum = |passed: bool| {
+                let scores: Vec<f64> = pairs.iter().filter(|pair| pair.judge.passed == passed).map(Pair::people).collect();
+                let unlabelled = rest.iter().filter(|judged| judged.passed == passed).count();
+                Stratum { population: (scores.len() + unlabelled) as u64, scores }
+            };
+            let strata: Vec<Stratum> = [stratum(true), stratum(false)].into_iter().filter(|stratum| stratum.population > 0).collect();
+            if strata.iter().any(|stratum| stratum.scores.len() < 2) {
+                return None;
+            }
+            let found = stratified(&strata, SHOWN);
+            Some(Corrected { method: "the share of each verdict", mean: found.mean, interval: found.interval })
+        }
+        Drawn::Hand => {
+            let all = pairs.iter().map(|pair| pair.judge).chain(rest.iter().copied());
+            let (passed, judged) = all.fold((0, 0), |(passed, judged), one| (passed + u64::from(one.passed), judged + 1));
+            let Table { good_passed, good_failed, bad_passed, bad_failed } = *confusion;
+            let labels = Confusion { good: good_passed + good_failed, good_passed, bad: bad_passed + bad_failed, bad_failed };
+            let (mean, interval) = rogan_gladen(passed, judged, labels, SHOWN)?;
+            Some(Corrected { method: "Rogan-Gladen (share of good answers)", mean, interval })
+        }
     }
-    let (passed, judged) = (rest.iter().filter(|value| **value >= threshold).count() as u64, rest.len() as u64);
-    let Table { good_passed, good_failed, bad_passed, bad_failed } = *confusion;
-    let labels = Confusion { good: good_passed + good_failed, good_passed, bad: bad_passed + bad_failed, bad_failed };
-    let (mean, interval) = rogan_gladen(passed, judged, labels, SHOWN)?;
-    Some(Corrected { method: "Rogan-Gladen (share of good answers)", mean, interval })
 }
