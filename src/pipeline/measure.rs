@@ -63,9 +63,10 @@ struct Found {
 async fn found(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, measured: &Measured) -> Result<Found, sqlx::Error> {
     let subject = alert.metric.as_deref().unwrap_or(&ended.monitor.spec.name);
     let monitor = &ended.monitor.spec.name;
-    let judged = match alert.evidence.is_some() || alert.when.baseline {
-        true => ended.services.store.judged(monitor, alert.metric.as_deref(), &ended.report.run_id).await?,
-        false => Vec::new(),
+    let judged = if alert.evidence.is_some() || alert.when.baseline {
+        ended.services.store.judged(monitor, alert.metric.as_deref(), &ended.report.run_id).await?
+    } else {
+        Vec::new()
     };
     // A run without scores says nothing, not even that something else is judged: its metric may just have been away.
     let kept = before.evidence.as_ref().map(Gathered::about).or_else(|| before.baseline.as_ref().map(Learned::about)).filter(|_| judged.is_empty());
@@ -79,7 +80,10 @@ async fn found(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, measur
     let (condition, (mut after, summary)) = match (level, alert.evidence) {
         (Err(progress), _) => (None, (plainly(&Observed::Learning(progress)), format!("{subject}: {}", shown(alert, measured)))),
         (Ok(condition), None) => (Some(condition), (plainly(&observe(alert, condition, before, measured)), condition.summary(subject, measured))),
-        (Ok(condition), Some(evidence)) => (Some(condition), on_evidence(ended, alert, evidence, condition, &about, &judged, before, measured).await?),
+        (Ok(condition), Some(evidence)) => {
+            let seen = Seen { about: &about, judged: &judged, measured };
+            (Some(condition), on_evidence(ended, alert, evidence, condition, seen, before).await?)
+        }
     };
     after.memory.baseline = learned;
     Ok(Found { condition, after, summary })
@@ -94,16 +98,24 @@ fn observe(alert: &AlertSpec, condition: Condition, before: &AlertMemory, measur
     }
 }
 
+/// What there is to go by.
+#[derive(Clone, Copy)]
+struct Seen<'a> {
+    about: &'a str,
+    /// By this run.
+    judged: &'a [Judged],
+    /// In the window.
+    measured: &'a Measured,
+}
+
 /// What the run's scores say, and a sentence for people.
 async fn on_evidence(
     ended: Ended<'_>,
     alert: &AlertSpec,
     evidence: EvidenceSpec,
     condition: Condition,
-    about: &str,
-    judged: &[Judged],
+    Seen { about, judged, measured }: Seen<'_>,
     before: &AlertMemory,
-    measured: &Measured,
 ) -> Result<(Step, String), sqlx::Error> {
     let Ended { monitor, report, now, .. } = ended;
     let subject = alert.metric.as_deref().unwrap_or(&monitor.spec.name);

@@ -4,7 +4,7 @@ use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use crate::{
-    build::{langfuse, with},
+    build::{judge, langfuse, with},
     site::Site,
 };
 
@@ -70,6 +70,18 @@ async fn a_check_pays_for_nothing_twice_and_leaves_the_rest_to_the_runs() {
     assert_eq!(report["counts"]["scored"], 120 - calls, "{report}");
     assert_eq!(site.world.llm.requests(), 120);
     assert_eq!(site.world.langfuse.scored("helpful"), 120, "each once, whoever judged it");
+}
+
+#[tokio::test]
+async fn a_check_of_one_judge_among_several_hears_what_it_said() {
+    let site = Site::new().await;
+    site.world.langfuse.add_many("t", 60, SignedDuration::from_mins(90), SignedDuration::from_mins(30));
+    site.world.llm.verdict(|_| 1.0);
+    site.monitor("m", &with(langfuse(), json!({ "metrics": [judge(), with(judge(), json!({ "name": "polite" }))] })));
+    for metric in ["helpful", "polite"] {
+        let found = gate(&site, &["--metric", metric, "--threshold", "0.5"], 0).await;
+        assert!(found["n"].as_u64().unwrap() > 5 && found["left_out"] == 0, "{found}");
+    }
 }
 
 #[tokio::test]
