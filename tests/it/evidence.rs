@@ -120,22 +120,24 @@ async fn items_that_chance_did_not_draw_are_no_evidence() {
 #[tokio::test]
 async fn in_doubt_the_next_run_looks_closer() {
     let site = Site::new().await;
-    let spec = |boost: u32| with(monitor(&json!({ "boost": boost })), json!({ "sampling": { "strategy": "random", "n": 10 } }));
-    for (boost, then) in [(5, 50), (1, 10)] {
-        site.monitor("m", &with(spec(boost), json!({ "name": "m", "source": { "name": format!("b{boost}") } })));
+    // All answers are the same, so that every draw is.
+    let metrics = json!([{ "name": "good", "type": "expression", "value": "trace.score" }]);
+    let spec = |boost: u32| with(monitor(&json!({ "boost": boost })), json!({ "sampling": { "strategy": "random", "n": 10 }, "metrics": metrics }));
+    for (boost, most) in [(5, 50), (1, 10)] {
+        site.monitor("m", &spec(boost));
         std::fs::remove_dir_all(site.path("state")).ok();
         let mut answers = Answers::new();
-        let mut scored = 10;
-        // Each run draws ten of a hundred, until there is some evidence.
-        for run in 0..8 {
-            let report = answers.judged(&site, 100, 0.62).await;
-            scored = report["counts"]["scored"].as_u64().unwrap();
-            if scored != 10 || alert(&report).0 == "firing" {
+        let mut drawn = Vec::new();
+        while drawn.len() < 8 {
+            answers.add(&site, 100, 1.0, &json!({ "score": 0.7 }));
+            let report = site.once("m").await;
+            drawn.push(report["counts"]["scored"].as_u64().unwrap());
+            if alert(&report).0 == "firing" {
                 break;
             }
-            assert!(run < 7 || boost == 1, "never in doubt: {report}");
         }
-        assert_eq!(scored, then, "boost: {boost}");
+        assert_eq!(drawn.first(), Some(&10), "nothing is known yet: {drawn:?}");
+        assert_eq!(drawn.iter().max(), Some(&most), "boost: {boost}, {drawn:?}");
     }
 }
 
