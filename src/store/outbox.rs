@@ -5,7 +5,6 @@ use std::{
     sync::Arc,
 };
 
-use futures_util::TryStreamExt;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
@@ -21,6 +20,8 @@ use crate::{
 
 /// Of the items that go with a batch. An item may have megabytes, a batch a thousand rows, and a process all of them at once.
 const BATCH_BYTES: i64 = 16 << 20;
+/// Items read at a time.
+const TOGETHER: usize = 50;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueStatus {
@@ -63,15 +64,17 @@ impl Store {
     /// The items of these bodies, each read once however many rows carry it.
     async fn items(&self, queue: &str, bodies: &BTreeSet<i64>) -> Result<HashMap<i64, Arc<Item>>> {
         let mut items = HashMap::with_capacity(bodies.len());
-        // As they come: of each, text and item are in memory together, which of all would be twice as much.
-        let mut rows = sqlx::query_as::<_, (i64, String)>("SELECT id, body FROM bodies WHERE id IN (SELECT value FROM json_each($1))")
-            .bind(json(bodies)?)
-            .fetch(&self.read);
-        while let Some((id, body)) = rows.try_next().await? {
-            match serde_json::from_str(&body) {
-                Ok(item) => drop(items.insert(id, Arc::new(item))),
-                // One that does not read back (nested to the very limit) must not hold up the queue: its score goes without it.
-                Err(error) => tracing::warn!(queue, %error, "a kept item cannot be read; its score goes without it"),
+        let ids: Vec<&i64> = bodies.iter().collect();
+        // A few at a time: text and item of these are in memory together, and a row alone would cost a way to the database's thread.
+        for some in ids.chunks(TOGETHER) {
+            let rows: Vec<(i64, String)> =
+                sqlx::query_as("SELECT id, body FROM bodies WHERE id IN (SELECT value FROM json_each($1))").bind(json(&some)?).fetch_all(&self.read).await?;
+            for (id, body) in rows {
+                match serde_json::from_str(&body) {
+                    Ok(item) => drop(items.insert(id, Arc::new(item))),
+                    // One that does not read back (nested to the very limit) must not hold up the queue: its score goes without it.
+                    Err(error) => tracing::warn!(queue, %error, "a kept item cannot be read; its score goes without it"),
+                }
             }
         }
         Ok(items)
