@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +93,9 @@ impl From<Matcher> for String {
     }
 }
 
+/// A silence that nobody remembers is an alert that nobody gets.
+pub const LONGEST_DAYS: i64 = 90;
+
 /// Alerts that people do not want to hear of for a while.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Silence {
@@ -110,6 +113,21 @@ impl Silence {
     #[must_use]
     pub fn mutes(&self, labels: &BTreeMap<String, String>, now: Timestamp) -> bool {
         self.starts <= now && now < self.ends && self.matchers.iter().all(|matcher| matcher.fits(labels))
+    }
+
+    /// Whether it can be meant.
+    ///
+    /// # Errors
+    /// A sentence: it would mute everything, for ever or never.
+    pub fn check(&self) -> Result<(), String> {
+        let length = self.ends.duration_since(self.starts);
+        if self.matchers.is_empty() {
+            return Err("a silence needs a matcher, such as `monitor=support-answers`".to_owned());
+        }
+        if length.is_zero() || length.is_negative() || length > SignedDuration::from_hours(LONGEST_DAYS * 24) {
+            return Err(format!("a silence ends after it begins, and within {LONGEST_DAYS} days"));
+        }
+        Ok(())
     }
 
     /// As it is kept: its times stand beside it, since ending it early changes them. `None` where it no longer reads.

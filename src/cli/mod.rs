@@ -3,6 +3,7 @@
 //! Exit codes (SPEC 3): 0 done; 1 the command ran and found problems; 2 wrong usage or no valid settings; 3 a release check that
 //! found no answer.
 
+mod alerts;
 mod calibrate;
 mod explain;
 mod export;
@@ -94,6 +95,11 @@ enum Command {
     Silence {
         #[command(subcommand)]
         action: silence::Action,
+    },
+    /// How alerts reach people
+    Alerts {
+        #[command(subcommand)]
+        action: alerts::Action,
     },
     /// Ask a profile's model, through limits, budgets and prices
     Infer(infer::Arguments),
@@ -219,6 +225,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Simulate(arguments) => simulate::simulate(&overrides, &arguments),
         Command::Calibrate(arguments) => calibrate::calibrate(&overrides, &arguments),
         Command::Silence { action } => silence::silence(&overrides, action),
+        Command::Alerts { action } => alerts::alerts(&overrides, action),
         Command::Infer(arguments) => infer::infer(&overrides, &arguments),
         Command::Models(arguments) => models::models(&overrides, &arguments),
         Command::Usage(arguments) => usage::usage(&overrides, &arguments),

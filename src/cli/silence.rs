@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{Failure, Format, Overrides, block_on, daemon_answer, print, settings, settings_without_keys, table};
 use crate::{
-    alerting::silence::{Matcher, Silence},
+    alerting::silence::{LONGEST_DAYS, Matcher, Silence},
     config::Settings,
     control::SilenceOrder,
     daemon,
@@ -48,8 +48,7 @@ pub(super) enum Action {
     Expire { id: String },
 }
 
-/// A silence that nobody remembers is an alert that nobody gets.
-const LONGEST: Human = Human::days(90);
+const LONGEST: Human = Human::days(LONGEST_DAYS.unsigned_abs());
 
 fn duration(text: &str) -> Result<Human, String> {
     let length = Human(crate::util::duration::parse(text)?);

@@ -71,6 +71,7 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         enabled: file.enabled.unwrap_or(true),
         environment: file.environment,
         labels: file.labels.unwrap_or_default(),
+        maintenance: super::maintenance::read(file.maintenance, faults),
         schedule: schedule?,
         source,
         extract: extract?,

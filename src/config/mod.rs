@@ -12,7 +12,9 @@ mod diff;
 mod gateway;
 mod interpolate;
 mod load;
+mod maintenance;
 mod monitor;
+mod routing;
 mod schema;
 mod secrets;
 mod settings;
@@ -24,9 +26,10 @@ pub use diff::{Change, diff};
 pub use gateway::{CacheSpec, Environment, EnvironmentSpec, HookSpec, HooksSpec, KeepSpec};
 pub use load::{Cache, DEFAULT_CONFIG, Loaded, Overrides, load_monitors, load_settings, load_settings_without_keys, read_settings};
 pub use monitor::{
-    AlertSpec, ConfidenceScope, EvaluationSpec, EvidenceSpec, ExtractSpec, For, MetricSpec, MonitorSpec, NotifyTarget, OnMissing, Over, Rejudge, SamplingSpec,
+    AlertSpec, ConfidenceScope, EvaluationSpec, EvidenceSpec, ExtractSpec, For, MetricSpec, MonitorSpec, OnMissing, Over, Rejudge, SamplingSpec,
     SourceSpec, StepPatterns, Strategy,
 };
+pub use routing::{Grouping, NotifyTarget, Routing};
 pub use schema::{config_schema, monitor_schema};
 pub use secrets::Keyring;
 pub use settings::{AuthSpec, ConcurrencySpec, LogFormat, LogSpec, ProfileSpec, ProviderSpec, RetentionSpec, RetrySpec, Rotation, Settings};

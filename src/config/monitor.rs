@@ -3,12 +3,11 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::gateway::budgets;
+use super::{NotifyTarget, gateway::budgets, maintenance::MaintenanceFile};
 use crate::{
-    alerting::{Condition, Hold, Rule},
-    connections::{self, Connections},
+    alerting::{Condition, Hold, Rule, maintenance::Maintenance},
     metrics::MetricConfig,
-    model::{Budget, Route, Severity},
+    model::{Budget, Severity},
     schedule::plan::ScheduleSpec,
     sinks::SinkConfig,
     sources::{Scope, SourceConfig},
@@ -26,6 +25,8 @@ pub struct MonitorSpec {
     pub enabled: bool,
     pub environment: Option<String>,
     pub labels: BTreeMap<String, String>,
+    /// When nobody is told of its alerts.
+    pub maintenance: Vec<Maintenance>,
     pub schedule: ScheduleSpec,
     pub source: SourceSpec,
     pub extract: ExtractSpec,
@@ -317,58 +318,6 @@ pub enum For {
     Time(Human),
 }
 
-/// An entry of `notify:`, one of the keys, but for `connection`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct NotifyTarget {
-    /// Channel, `#llm-alerts` or an id.
-    pub slack: Option<String>,
-    /// Slack connection of `slack`. Default: `default`.
-    pub connection: Option<String>,
-    /// Webhook connection.
-    pub webhook: Option<String>,
-    /// Alertmanager connection.
-    pub alertmanager: Option<String>,
-    /// PagerDuty connection.
-    pub pagerduty: Option<String>,
-}
-
-impl NotifyTarget {
-    /// Where it sends.
-    ///
-    /// # Errors
-    /// What is wrong with it, in a sentence.
-    pub fn route(&self) -> Result<Route, String> {
-        let named = [("slack", &self.slack), ("webhook", &self.webhook), ("alertmanager", &self.alertmanager), ("pagerduty", &self.pagerduty)];
-        let mut named = named.into_iter().filter_map(|(sink, value)| Some((sink, value.as_deref()?)));
-        let (Some((sink, value)), None) = (named.next(), named.next()) else {
-            return Err("one of `slack`, `webhook`, `alertmanager` and `pagerduty`".to_owned());
-        };
-        if sink == "slack" {
-            let connection = self.connection.as_deref().unwrap_or(crate::connections::DEFAULT);
-            return Ok(Route { sink: sink.to_owned(), connection: connection.to_owned(), target: value.to_owned() });
-        }
-        if self.connection.is_some() {
-            return Err(format!("`connection` goes with `slack`; `{sink}` names its connection itself"));
-        }
-        Ok(Route { sink: sink.to_owned(), connection: value.to_owned(), target: value.to_owned() })
-    }
-
-    /// Whether it can be sent by these connections.
-    ///
-    /// # Errors
-    /// What is wrong with it, in a sentence.
-    pub fn check(&self, connections: &Connections) -> Result<(), String> {
-        let Route { sink, connection, .. } = self.route()?;
-        match sink.as_str() {
-            "webhook" => connections::find("webhook", &connections.webhook, &connection).map(drop),
-            "alertmanager" => connections::find("alertmanager", &connections.alertmanager, &connection).map(drop),
-            "pagerduty" => connections::find("pagerduty", &connections.pagerduty, &connection).map(drop),
-            _ => connections::find("slack", &connections.slack, &connection).map(drop),
-        }
-    }
-}
-
 /// A monitor as written; [`MonitorSpec`] is what it means. Parts are read one by one, so that each fault is told; what
 /// must stand there is asked for by `check`, beside the other faults.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -384,6 +333,8 @@ pub(super) struct File {
     pub environment: Option<String>,
     /// Go with every alert of the monitor.
     pub labels: Option<BTreeMap<String, String>>,
+    /// Times of the week at which nobody is told of its alerts.
+    pub maintenance: Option<Vec<Section<MaintenanceFile>>>,
     #[schemars(required)]
     pub schedule: Option<Section<ScheduleSpec>>,
     #[schemars(required, schema_with = "super::schema::source")]

@@ -6,8 +6,15 @@ use std::{
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use url::Url;
 
-use super::{CacheSpec, Environment, EnvironmentSpec, HooksSpec, KeepSpec, NotifyTarget, Overrides, check::only, gateway::budgets};
+use super::{
+    CacheSpec, Environment, EnvironmentSpec, HooksSpec, KeepSpec, NotifyTarget, Overrides, Routing,
+    check::only,
+    gateway::budgets,
+    maintenance::{self, MaintenanceFile},
+    routing::{GroupKeys, RouteFile},
+};
 use crate::{
     connections::Connections,
     model::Budget,
@@ -37,8 +44,10 @@ pub struct Settings {
     pub retention: RetentionSpec,
     pub retry: Policy,
     pub shutdown_grace: Human,
-    /// Where alerts without their own `notify` go. Empty: to the log.
-    pub notify: Vec<NotifyTarget>,
+    /// To whom alerts go.
+    pub routing: Routing,
+    /// Where this daemon is for people, such as `https://assayd.example.com`.
+    pub external_url: Option<Url>,
     /// Pinged at the end of runs.
     pub heartbeat: Option<SecretString>,
     pub connections: Connections,
@@ -231,6 +240,18 @@ pub(super) struct File {
     shutdown_grace: Option<Section<Human>>,
     /// Where alerts without their own `notify` go; without it, to the log.
     notify: Option<Section<Vec<NotifyTarget>>>,
+    /// To whom alerts without their own `notify` go, by their labels: the first route that fits.
+    routes: Option<Vec<Section<RouteFile>>>,
+    /// Labels whose values alerts have to share to be told in one message; `...` for each by itself. Default `[monitor]`.
+    group_by: Option<Section<Vec<String>>>,
+    /// How long the first alert of a group waits for others. Default 0s: a run's alerts are together anyway.
+    group_wait: Option<Section<Human>>,
+    /// At least so long between two messages of a group that is not over. Default 0s.
+    group_interval: Option<Section<Human>>,
+    /// Times of the week at which nobody is told of alerts.
+    maintenance: Option<Vec<Section<MaintenanceFile>>>,
+    /// Where this daemon is for people, such as `https://assayd.example.com`: messages link to it.
+    external_url: Option<Section<String>>,
     /// Address of a watcher (healthchecks.io and kin): pinged after runs that did their work and whose scores leave, `/start`
     /// when the daemon begins, `/fail` when it does not work.
     #[schemars(with = "Option<String>")]
@@ -381,6 +402,10 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
     }
     log.file = log.file.map(relative);
     let connections = section(file.connections, faults).unwrap_or_default();
+    let targets = file.notify.map(|section| notify(&section, &connections, faults)).unwrap_or_default();
+    let keys = GroupKeys { by: section(file.group_by, faults), wait: section(file.group_wait, faults), interval: section(file.group_interval, faults) };
+    let mut routing = Routing::read(targets, keys, file.routes, &connections, faults);
+    routing.maintenance = maintenance::read(file.maintenance, faults);
     Some(Settings {
         monitors: overrides.monitors.clone().unwrap_or_else(|| relative(file.monitors.unwrap_or_else(|| "monitors".into()))),
         state: state_folder(file.state, base, overrides),
@@ -392,7 +417,8 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
         retry: section(file.retry, faults).unwrap_or_default().into(),
         shutdown_grace: section(file.shutdown_grace, faults).unwrap_or(Human::secs(30)),
         heartbeat: section(file.heartbeat, faults),
-        notify: file.notify.map(|section| notify(&section, &connections, faults)).unwrap_or_default(),
+        routing,
+        external_url: file.external_url.and_then(|section| external_url(&section, faults)),
         connections,
         providers,
         prices: section(file.prices, faults).unwrap_or_default(),
@@ -404,6 +430,15 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
         poll: section(file.poll, faults),
         base_dir: base.to_owned(),
     })
+}
+
+fn external_url(section: &Section<String>, faults: &mut Vec<Fault>) -> Option<Url> {
+    let text = section.read(faults)?;
+    let url = Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    if url.is_none() {
+        faults.push(Fault::new(&section.node.at, format!("`{text}` is no address; write it like `https://assayd.example.com`")));
+    }
+    url
 }
 
 fn notify(section: &Section<Vec<NotifyTarget>>, connections: &Connections, faults: &mut Vec<Fault>) -> Vec<NotifyTarget> {

@@ -1,6 +1,7 @@
 //! Named connections (`connections:` in assayd.yaml), used by sources, sinks and alerts alike: where a service is and
 //! how to prove who we are. A plug-in asks for one by name; only the plug-in speaks the service's protocol beyond that.
 
+mod email;
 mod langfuse;
 mod links;
 mod postgres;
@@ -9,6 +10,7 @@ mod slack;
 
 use std::collections::BTreeMap;
 
+pub use email::{EmailConnection, MailSecurity, mailboxes};
 pub use langfuse::{Dialect, Langfuse, LangfuseConnection, attribute, segment};
 pub use links::Links;
 pub use postgres::{Postgres, PostgresConnection, PostgresFault};
@@ -26,6 +28,7 @@ pub struct Connections {
     pub webhook: BTreeMap<String, WebhookConnection>,
     pub alertmanager: BTreeMap<String, AlertmanagerConnection>,
     pub pagerduty: BTreeMap<String, PagerdutyConnection>,
+    pub email: BTreeMap<String, EmailConnection>,
 }
 
 /// The name used where a block names no connection.

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use tokio::sync::{mpsc, watch};
+use url::Url;
 
 use super::heartbeat::Heartbeat;
 use crate::{
@@ -18,12 +19,12 @@ use crate::{
         self,
         exec::{self, Processes},
     },
-    pipeline::{self, BuildEnv, Couriers, Monitor, Services},
+    pipeline::{BuildEnv, Couriers, Monitor, Services},
     prompts::{Keeper, Prompts, PromptsCx, Use},
     schedule::clock::{Clock, SystemClock},
     sinks::{
         NoRuns, Runs,
-        receivers::{AlertmanagerNotifier, PagerdutyNotifier, WebhookNotifier},
+        receivers::{AlertmanagerNotifier, EmailNotifier, PagerdutyNotifier, WebhookNotifier},
         slack::SlackNotifier,
     },
     store::{Store, Writer},
@@ -54,20 +55,27 @@ pub struct Hands {
     pub processes: mpsc::UnboundedReceiver<exec::Keeper>,
 }
 
-/// Whoever tells people.
-fn notifiers(settings: &Settings, http: &Http, couriers: &Couriers) -> anyhow::Result<()> {
+/// Makes known whoever tells people.
+///
+/// # Errors
+/// When a connection's settings cannot be used.
+pub fn notifiers(settings: &Settings, http: &Http, couriers: &Couriers) -> anyhow::Result<()> {
     let connections = &settings.connections;
     for (name, connection) in &connections.slack {
         if connection.token.is_some() || connection.webhook_url.is_some() {
-            let notifier = SlackNotifier::new(connection).map_err(|error| anyhow!("slack connection `{name}`: {error}"))?;
+            let notifier = SlackNotifier::new(connection, settings.external_url.as_ref()).map_err(|error| anyhow!("slack connection `{name}`: {error}"))?;
             couriers.set_notifier("slack", name, Arc::new(notifier));
         }
     }
     for (name, connection) in &connections.webhook {
-        couriers.set_notifier("webhook", name, Arc::new(WebhookNotifier::new(connection, http.clone())));
+        couriers.set_notifier("webhook", name, Arc::new(WebhookNotifier::new(connection, http.clone(), settings.external_url.as_ref().map_or("", Url::as_str))));
     }
     for (name, connection) in &connections.alertmanager {
         couriers.set_notifier("alertmanager", name, Arc::new(AlertmanagerNotifier::new(connection, http.clone())));
+    }
+    for (name, connection) in &connections.email {
+        let notifier = EmailNotifier::new(connection).map_err(|error| anyhow!("email connection `{name}`: {error}"))?;
+        couriers.set_notifier("email", name, Arc::new(notifier));
     }
     for (name, connection) in &connections.pagerduty {
         couriers.set_notifier("pagerduty", name, Arc::new(PagerdutyNotifier::new(connection, http.clone())));
@@ -88,14 +96,14 @@ impl World {
         let couriers = Arc::new(Couriers::default());
         notifiers(&settings, &http, &couriers)?;
         let heartbeat = settings.heartbeat.clone().map(|url| Heartbeat::new(url, &http));
-        let notify = settings.notify.clone().into();
-        let services = Services { store, clock, outbox: Arc::new(watch::Sender::new(())), notify };
+        let routing = Arc::new(settings.routing.clone());
+        let services = Services { store, clock, outbox: Arc::new(watch::Sender::new(())), routing };
         let (prompts, keeper) = Prompts::new(PromptsCx {
             connections: &settings.connections.langfuse,
             http: &http,
             store: Some(services.store.clone()),
             clock: Arc::clone(&services.clock),
-            routes: pipeline::routes(&[], &services.notify),
+            routes: services.routing.default_routes(),
             outbox: Arc::clone(&services.outbox),
         });
         let (processes, begun) = Processes::new();

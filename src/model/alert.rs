@@ -68,6 +68,62 @@ pub struct Route {
     pub target: String,
 }
 
+/// Events that people are told together: those that go to one receiver and share some labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    pub route: Route,
+    /// Of route and labels: the same for all events of the group, whatever else the settings say.
+    pub key: String,
+    /// What the events share.
+    pub labels: BTreeMap<String, String>,
+    /// How long its first event waits for others; microseconds.
+    pub wait_us: i64,
+    /// At least so long between two messages while it is not over; microseconds.
+    pub interval_us: i64,
+}
+
+impl Group {
+    #[must_use]
+    pub fn new(route: Route, labels: BTreeMap<String, String>, wait_us: i64, interval_us: i64) -> Self {
+        let mut hash = blake3::Hasher::new();
+        let parts = [&route.sink, &route.connection, &route.target].into_iter().chain(labels.iter().flat_map(|(name, value)| [name, value]));
+        for part in parts {
+            hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        Self { route, key: hash.finalize().to_hex()[..24].to_owned(), labels, wait_us, interval_us }
+    }
+
+    /// A message that stands by itself.
+    #[must_use]
+    pub fn alone(route: Route, fingerprint: &str) -> Self {
+        Self::new(route, BTreeMap::from([("fingerprint".to_owned(), fingerprint.to_owned())]), 0, 0)
+    }
+}
+
+/// What people are told at a time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct News {
+    /// Tells this message from all others, however often it is tried.
+    pub id: String,
+    /// Of the group.
+    pub key: String,
+    pub labels: BTreeMap<String, String>,
+    /// What happened since they were last told, in order; never empty.
+    pub changes: Vec<AlertEvent>,
+    /// How each alert of the group stands: its newest event since the group was last quiet. Empty where nothing fires or fired.
+    pub members: Vec<AlertEvent>,
+    /// People know of nothing in this group yet.
+    pub first: bool,
+}
+
+impl News {
+    /// Nothing fires any more.
+    #[must_use]
+    pub fn over(&self) -> bool {
+        self.members.iter().all(|member| member.kind == AlertEventKind::Resolved)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AlertEventKind {
@@ -106,6 +162,9 @@ pub struct AlertEvent {
     pub labels: BTreeMap<String, String>,
     /// At most three, worst first.
     pub worst: Vec<WorstItem>,
+    /// What the last runs gave, oldest first; in [0, 1].
+    #[serde(default)]
+    pub history: Vec<f64>,
 }
 
 /// An example in a message. `reason` is untrusted text.

@@ -13,7 +13,7 @@ use crate::{
     },
     config::NotifyTarget,
     metrics::Price,
-    model::{AlertEvent, AlertEventKind, AlertLine, AlertState, PromptUse, Route, RunReport, Severity, WorstItem},
+    model::{AlertEvent, AlertEventKind, AlertLine, AlertState, MeanOf, PromptUse, RunReport, Severity, WorstItem},
     store::{AlertRow, NewNotice, Since},
     util::duration::Human,
 };
@@ -43,6 +43,8 @@ pub(super) struct Evaluation<'a> {
     pub notify: &'a [NotifyTarget],
     /// Where its worst examples are looked for.
     pub worst: Option<Since>,
+    /// What the last runs are shown by.
+    pub history: Option<MeanOf>,
 }
 
 /// The run whose end alerts are evaluated at; not stored yet.
@@ -134,6 +136,16 @@ fn explained(ended: Ended<'_>, evaluation: &Evaluation<'_>, built_in: &[(AlertMe
     Some(format!("{by} fires and explains it"))
 }
 
+/// What a person asked for: a silence, or a maintenance of the monitor or of all.
+fn silenced(ended: Ended<'_>, silences: &[Silence], labels: &BTreeMap<String, String>) -> Option<String> {
+    let Ended { monitor, services, now, .. } = ended;
+    let silence = silences.iter().find(|silence| silence.mutes(labels, now)).map(|silence| format!("silence {} until {}", silence.id, silence.ends));
+    silence.or_else(|| {
+        let windows = monitor.spec.maintenance.iter().chain(&services.routing.maintenance);
+        windows.filter_map(|window| window.mutes(labels, now)).max().map(|until| format!("maintenance until {until}"))
+    })
+}
+
 /// What matchers of silences look at.
 fn labels(monitor: &Monitor, evaluation: &Evaluation<'_>) -> BTreeMap<String, String> {
     let mut labels = monitor.spec.labels.clone();
@@ -156,8 +168,8 @@ impl Moved {
         let Ended { monitor, services, report, now, .. } = ended;
         let name = &monitor.spec.name;
         let of = labels(monitor, &evaluation);
-        let silenced = silences.iter().find(|silence| silence.mutes(&of, now)).map(|silence| format!("silence {} until {}", silence.id, silence.ends));
-        let Step { memory: mut after, verdict } = mute(before, evaluation.after.clone(), silenced.or(explained).as_deref());
+        let muted = silenced(ended, silences, &of).or(explained);
+        let Step { memory: mut after, verdict } = mute(before, evaluation.after.clone(), muted.as_deref());
         let prompt = evaluation.metric.and_then(|metric| prompt_of(monitor, report, metric));
         after.see_prompt(prompt, matches!(verdict, Verdict::Notify(..)));
         let reason = format!("{}; {}", evaluation.summary, verdict.reason());
@@ -171,6 +183,7 @@ impl Moved {
         });
         let Verdict::Notify(kind, _) = verdict else { return Ok(()) };
         let worst = worst(monitor, services, &evaluation).await?;
+        let history = history(services, name, &evaluation).await?;
         let event = AlertEvent {
             fingerprint: after.fingerprint(name, evaluation.name),
             kind,
@@ -189,14 +202,15 @@ impl Moved {
             run_id: report.run_id.clone(),
             labels: monitor.spec.labels.clone(),
             worst,
+            history,
         };
         let told = match kind {
             // Whoever was told of the beginning, whatever the settings have come to say since.
-            AlertEventKind::Resolved => services.store.told(&event.fingerprint).await?.into_iter().map(|(route, _)| route).collect(),
+            AlertEventKind::Resolved => services.store.told(&event.fingerprint).await?.into_iter().map(|(group, _)| group).collect(),
             _ => Vec::new(),
         };
-        let routes = if told.is_empty() { routes(evaluation.notify, &services.notify) } else { told };
-        self.notices.extend(routes.into_iter().map(|route| NewNotice { route, event: event.clone() }));
+        let groups = if told.is_empty() { services.routing.groups(evaluation.notify, &of) } else { told };
+        self.notices.extend(groups.into_iter().map(|group| NewNotice { group, event: event.clone() }));
         Ok(())
     }
 
@@ -232,7 +246,7 @@ async fn ends(
         n: None,
         ..told
     };
-    Ok(told.into_iter().map(|(route, told)| NewNotice { route, event: over(told) }).collect())
+    Ok(told.into_iter().map(|(group, told)| NewNotice { group, event: over(told) }).collect())
 }
 
 /// The alerts of a monitor that runs no longer: nothing will ever end them.
@@ -257,17 +271,6 @@ fn prompt_of<'a>(monitor: &Monitor, report: &'a RunReport, metric: &str) -> Opti
     report.prompts.get(&spec.name).or_else(|| spec.config.parts().into_iter().filter(|part| *part != metric).find_map(|part| prompt_of(monitor, report, part)))
 }
 
-/// The alert's own targets, else those of the settings, else the log.
-#[must_use]
-pub fn routes(own: &[NotifyTarget], default: &[NotifyTarget]) -> Vec<Route> {
-    let targets = if own.is_empty() { default } else { own };
-    if targets.is_empty() {
-        return vec![Route { sink: "log".to_owned(), connection: String::new(), target: String::new() }];
-    }
-    // What has no route was refused when it was loaded.
-    targets.iter().filter_map(|target| target.route().ok()).collect()
-}
-
 fn found<'a>(builtin: &'a Builtin, health: &Health, before: &AlertMemory, now: Timestamp, run_id: &str) -> Evaluation<'a> {
     let finding = builtin.check(health);
     Evaluation {
@@ -283,6 +286,7 @@ fn found<'a>(builtin: &'a Builtin, health: &Health, before: &AlertMemory, now: T
         window: builtin.window.map(str::to_owned),
         notify: &[],
         worst: None,
+        history: None,
     }
 }
 
@@ -292,6 +296,16 @@ async fn worst(monitor: &Monitor, services: &Services, evaluation: &Evaluation<'
     let higher_is_better = monitor.metrics.iter().find(|judge| judge.gives.may_give(&judge.name, metric)).is_none_or(|judge| judge.higher_is_better);
     let rows = services.store.worst(&monitor.spec.name, metric, since, higher_is_better, 3).await?;
     Ok(rows.into_iter().map(|(item_id, value, reason, url)| WorstItem { item_id, value, reason, url }).collect())
+}
+
+/// Runs that a message shows.
+const HISTORY: u32 = 20;
+
+/// What the last runs gave, oldest first.
+async fn history(services: &Services, monitor: &str, evaluation: &Evaluation<'_>) -> Result<Vec<f64>, sqlx::Error> {
+    let Some(of) = evaluation.history else { return Ok(Vec::new()) };
+    let runs = services.store.recent_run_means(monitor, evaluation.metric, of, HISTORY).await?;
+    Ok(runs.into_iter().map(|run| run.mean).collect())
 }
 
 /// The wait between two slots that `no-data` assumes where the plan knows none.

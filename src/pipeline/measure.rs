@@ -50,6 +50,7 @@ pub(super) async fn evaluate<'a>(ended: Ended<'a>, alert: &'a AlertSpec, before:
         window: Some(window),
         notify: &alert.notify,
         worst: Some(since),
+        history: mean_of(statistic),
     })
 }
 
@@ -163,11 +164,7 @@ async fn learned(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, abou
         return Ok((Some(learned), Ok(alert.when.against(&level))));
     }
     let monitor = &ended.monitor.spec.name;
-    let of = match alert.when.statistic {
-        Statistic::PassRate => MeanOf::Passed,
-        Statistic::FailedRate => MeanOf::Failed,
-        _ => MeanOf::Values,
-    };
+    let of = mean_of(alert.when.statistic).unwrap_or(MeanOf::Values);
     let runs = ended.services.store.run_means(monitor, alert.metric.as_deref(), of, learned.since_us()).await?;
     let window_us = alert.baseline.millis().saturating_mul(1000);
     let progress = match learned.learn(&runs, window_us) {
@@ -206,6 +203,16 @@ fn about(ended: Ended<'_>, alert: &AlertSpec) -> String {
 fn interval(monitor: &Monitor, slot: Timestamp) -> f64 {
     let spec = &monitor.spec;
     Plan::new(&spec.schedule, &spec.name).ok().and_then(|plan| plan.mean_gap(slot)).unwrap_or(3600.0)
+}
+
+/// Of what a run's mean is taken to see how it went; `None` for what is no figure of answers.
+fn mean_of(statistic: Statistic) -> Option<MeanOf> {
+    match statistic {
+        Statistic::PassRate => Some(MeanOf::Passed),
+        Statistic::FailedRate => Some(MeanOf::Failed),
+        Statistic::Mean | Statistic::P10 | Statistic::P50 | Statistic::P90 => Some(MeanOf::Values),
+        Statistic::N | Statistic::CostUsd | Statistic::LatencyP95 => None,
+    }
 }
 
 fn shown(alert: &AlertSpec, measured: &Measured) -> String {

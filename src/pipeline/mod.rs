@@ -24,18 +24,20 @@ mod offers;
 mod publish;
 mod run;
 mod sample;
+mod tell;
 mod view;
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-pub use alerts::{end_alerts, routes};
+pub use alerts::end_alerts;
 pub use monitor::{BuildEnv, Monitor};
-pub use publish::{Couriers, NOTICES};
+pub use publish::Couriers;
 pub use run::{Order, Progress, published, run};
+pub use tell::NOTICES;
 
-use crate::{config::NotifyTarget, schedule::clock::Clock, store::Store};
+use crate::{config::Routing, schedule::clock::Clock, store::Store};
 
 /// What every run works with.
 #[derive(Debug, Clone)]
@@ -44,8 +46,8 @@ pub struct Services {
     pub clock: Arc<dyn Clock>,
     /// Tells the outbox that there may be something to send.
     pub outbox: Arc<watch::Sender<()>>,
-    /// Where alerts without their own `notify` go.
-    pub notify: Arc<[NotifyTarget]>,
+    /// To whom alerts go.
+    pub routing: Arc<Routing>,
 }
 
 impl Services {

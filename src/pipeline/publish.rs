@@ -1,4 +1,4 @@
-//! The outbox's couriers: one for each queue of scores, one for messages to people. Each sends, retries and gives up on
+//! The outbox's couriers: one for each queue of scores, one for messages to people ([`super::tell`]). Each sends, retries and gives up on
 //! its own, so a sink that is down holds no other one up. What waits is in the store; a courier keeps nothing.
 
 use std::{
@@ -13,8 +13,8 @@ use tokio::sync::watch;
 
 use super::Services;
 use crate::{
-    sinks::{Notifier, NotifyError, RowError, Sink},
-    store::{Closed, DueNotice, Failure, Fate, NoticeEnd, SentBatch},
+    sinks::{Notifier, RowError, Sink},
+    store::{Closed, Failure, Fate, SentBatch},
     util::backoff::{self, Policy},
 };
 
@@ -28,9 +28,6 @@ const GIVE_UP_US: i64 = 7 * 24 * 3600 * 1_000_000;
 const REFUSALS: u32 = 10;
 /// Rows gathered for this long share a request.
 const LINGER: Duration = Duration::from_millis(100);
-
-/// The queue of messages, in logs.
-pub const NOTICES: &str = "notices";
 
 /// Who delivers what.
 #[derive(Default)]
@@ -66,7 +63,7 @@ impl Row {
 
 /// What a round did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Round {
+pub(super) enum Round {
     /// The queue may hold more.
     Sent,
     /// Nothing may be sent before then.
@@ -92,6 +89,11 @@ impl Couriers {
 
     pub fn set_notifier(&self, sink: &str, connection: &str, notifier: Arc<dyn Notifier>) {
         lock(&self.notifiers).insert((sink.to_owned(), connection.to_owned()), notifier);
+    }
+
+    /// Who tells people by a kind of sink and a connection.
+    pub fn notifier(&self, sink: &str, connection: &str) -> Option<Arc<dyn Notifier>> {
+        lock(&self.notifiers).get(&(sink.to_owned(), connection.to_owned())).cloned()
     }
 
     fn sink(&self, queue: &str) -> Option<Arc<dyn Sink>> {
@@ -137,8 +139,8 @@ impl Couriers {
         let deadline_us = services.now_us().saturating_add(i64::try_from(patience.as_micros()).unwrap_or(i64::MAX));
         let scores =
             self.queues().into_iter().map(|queue| async move { while self.once_more(services, self.round(services, &queue).await, deadline_us).await {} });
-        let notices = async { while self.once_more(services, self.notices(services).await, deadline_us).await {} };
-        tokio::join!(futures_util::future::join_all(scores), notices);
+        let people = async { while self.once_more(services, self.tell_due(services).await, deadline_us).await {} };
+        tokio::join!(futures_util::future::join_all(scores), people);
     }
 
     /// Whether another round before the deadline can do anything; waits until it can.
@@ -150,27 +152,6 @@ impl Couriers {
                 true
             }
             _ => false,
-        }
-    }
-
-    /// Serves the messages until `stop` says so or the store closes.
-    pub async fn serve_notices(&self, services: &Services, mut stop: watch::Receiver<bool>) {
-        let mut wake = services.outbox.subscribe();
-        while !*stop.borrow() {
-            let until_us = match self.notices(services).await {
-                Ok(Round::Sent) => continue,
-                Ok(Round::Idle { until_us }) => until_us,
-                Err(Stop::Closed) => return,
-                Err(Stop::Store(error)) => {
-                    tracing::warn!(queue = NOTICES, %error, "the outbox could not be read");
-                    Some(services.now_us() + 1_000_000)
-                }
-            };
-            tokio::select! {
-                () = stopped(&mut stop) => return,
-                changed = wake.changed() => if changed.is_err() { return },
-                () = sleep_until(services, until_us) => {}
-            }
         }
     }
 
@@ -203,53 +184,15 @@ impl Couriers {
         services.store.record_sent(SentBatch { at_us: now.as_microsecond(), fates, with_items }).await?;
         if sent { Ok(Round::Sent) } else { Ok(Round::Idle { until_us: services.store.next_due(queue).await? }) }
     }
-
-    async fn notices(&self, services: &Services) -> Result<Round, Stop> {
-        let due = services.store.due_notices(services.now_us(), 100).await?;
-        if due.is_empty() {
-            return Ok(Round::Idle { until_us: services.store.next_notice_us().await? });
-        }
-        for notice in due {
-            let (id, end) = match notice {
-                Ok(notice) => (notice.id, self.tell(&notice, services.clock.now()).await),
-                Err(id) => {
-                    tracing::error!(notice = id, "a message to people no longer reads and is given up");
-                    (id, NoticeEnd::Dead("it no longer reads".to_owned()))
-                }
-            };
-            services.store.record_notice(id, end).await?;
-        }
-        Ok(Round::Sent)
-    }
-
-    async fn tell(&self, notice: &DueNotice, now: Timestamp) -> NoticeEnd {
-        let event = &notice.event;
-        let notifier = lock(&self.notifiers).get(&(notice.route.sink.clone(), notice.route.connection.clone())).cloned();
-        let Some(notifier) = notifier else {
-            tracing::warn!(monitor = %event.monitor, alert = %event.alert, kind = ?event.kind, run = %event.run_id, "alert: {}", crate::sinks::slack::plain(event));
-            return NoticeEnd::Delivered { thread: None };
-        };
-        match notifier.notify(event, &notice.route.target, notice.thread.as_deref()).await {
-            Ok(thread) => NoticeEnd::Delivered { thread },
-            Err(NotifyError::Dead(error)) => {
-                tracing::error!(alert = %event.alert, monitor = %event.monitor, %error, "an alert could not be delivered and is given up");
-                NoticeEnd::Dead(error)
-            }
-            Err(NotifyError::Retry { message, retry_after }) => {
-                tracing::warn!(alert = %event.alert, monitor = %event.monitor, error = %message, "an alert waits to be delivered");
-                NoticeEnd::Again(again(now, notice.attempts, retry_after, message))
-            }
-        }
-    }
 }
 
-fn again(now: Timestamp, attempts: u32, wait: Option<Duration>, error: String) -> Failure {
+pub(super) fn again(now: Timestamp, attempts: u32, wait: Option<Duration>, error: String) -> Failure {
     let wait = wait.or_else(|| RETRY.wait(attempts + 1, Duration::ZERO, None, backoff::chance())).unwrap_or(RETRY.cap);
     Failure { next_us: now.as_microsecond().saturating_add(i64::try_from(wait.as_micros()).unwrap_or(i64::MAX)), error }
 }
 
 /// Why a courier cannot go on.
-enum Stop {
+pub(super) enum Stop {
     Closed,
     Store(sqlx::Error),
 }
@@ -266,14 +209,14 @@ impl From<sqlx::Error> for Stop {
     }
 }
 
-async fn sleep_until(services: &Services, until_us: Option<i64>) {
+pub(super) async fn sleep_until(services: &Services, until_us: Option<i64>) {
     let Some(until_us) = until_us else { return std::future::pending().await };
     let wait = u64::try_from(until_us.saturating_sub(services.now_us())).unwrap_or(0);
     // Waking now and then lets a wall clock that was set back not hold a row for ever.
     tokio::time::sleep(Duration::from_micros(wait.max(1000)).min(Duration::from_secs(60))).await;
 }
 
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     // A sender that is gone asks for the same.
     let _ = stop.wait_for(|stop| *stop).await;
 }

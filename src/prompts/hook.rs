@@ -14,6 +14,7 @@ use super::{
     signature::{Verdict, verify},
 };
 use crate::{
+    model::Group,
     store::{Closed, NewNotice},
     util::{
         secret::{ExposeSecret, SecretString},
@@ -110,7 +111,7 @@ impl Prompts {
         let Taking { connections, id, event, monitors, at, reply } = taking;
         let sender = connections.first().map(String::as_str).unwrap_or_default();
         let told = event.notice(&connections.join(", "), &id, &monitors, at);
-        let notices = self.0.routes.iter().map(|route| NewNotice { route: route.clone(), event: told.clone() }).collect();
+        let notices = self.0.routes.iter().map(|route| NewNotice { group: Group::alone(route.clone(), &told.fingerprint), event: told.clone() }).collect();
         let kept = match &self.0.store {
             Some(store) => store.take_event(sender, &id, at.as_microsecond(), notices).await,
             None => Err(Closed),

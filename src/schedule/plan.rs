@@ -231,7 +231,9 @@ fn cron(pattern: &str, zone: &TimeZone) -> Result<Arc<Cron>, ScheduleFault> {
     Ok(parsed)
 }
 
-fn unknown_zone(name: &str) -> String {
+/// A sentence for people who named a zone that is none.
+#[must_use]
+pub fn unknown_zone(name: &str) -> String {
     let zones: Vec<String> = jiff::tz::db().available().map(|zone| zone.as_str().to_owned()).collect();
     match text::nearest(name, zones.iter().map(String::as_str)) {
         Some(near) => format!("unknown time zone `{name}`, did you mean `{near}`?"),

@@ -2,7 +2,7 @@
 //! try again, and when to give up, is the outbox's to decide (`pipeline::publish`).
 //!
 //! To add one: a file with its config struct, an example, the [`Sink`] and an `inventory::submit!`, and one `mod` line.
-//! A [`Notifier`] is a sink for people: it renders an `AlertEvent`.
+//! A [`Notifier`] is a sink for people: it renders [`News`].
 
 mod jsonl;
 mod langfuse;
@@ -18,7 +18,7 @@ use jiff::Timestamp;
 pub use crate::util::plugin::BuildError;
 use crate::{
     connections::Connections,
-    model::{AlertEvent, Item, Score},
+    model::{Item, News, Score},
     util::{http::Http, plugin::Kind},
 };
 
@@ -187,16 +187,40 @@ pub struct SinkError {
 /// Tells people.
 #[async_trait]
 pub trait Notifier: Send + Sync {
-    /// Sends one event to `target`. `thread` is what an earlier event of the same fingerprint returned. Returns what
-    /// later events need to find this one, if the service has such a thing. At least once: a crash between the
-    /// service's answer and our record sends again.
-    async fn notify(&self, event: &AlertEvent, target: &str, thread: Option<&str>) -> Result<Option<String>, NotifyError>;
+    /// Tells `target` the news of a group of alerts, in as many messages as that takes; `so_far` is what is known of earlier
+    /// attempts at these news, and of where the group stands since earlier ones, and is kept whatever comes of it. At least
+    /// once: what a service took without our knowing may be sent again, unless it can be found there.
+    async fn notify(&self, news: &News, target: &str, so_far: &mut SoFar) -> Result<(), NotifyError>;
+}
+
+/// How far telling has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SoFar {
+    /// What a later message of the group needs to find this one, if the service has such a thing.
+    pub thread: Option<String>,
+    /// Messages of these news that were taken.
+    pub pages: u32,
+    /// Since when the next one may have been taken: somebody was asked, and what they said is not known.
+    pub unsure_since: Option<Timestamp>,
+}
+
+impl SoFar {
+    /// A message was taken, and nothing is unsure any more.
+    fn took_one(&mut self) {
+        self.pages += 1;
+        self.unsure_since = None;
+    }
 }
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum NotifyError {
     #[error("{message}")]
-    Retry { message: String, retry_after: Option<Duration> },
+    Retry {
+        message: String,
+        retry_after: Option<Duration>,
+        /// It may have been taken.
+        unsure: bool,
+    },
     /// The message itself would be refused for ever: the event is dead, the reason is kept. What a person can mend (a
     /// token, a channel) is `Retry` with a long `retry_after`, so that an outage of any kind loses nothing.
     #[error("{0}")]

@@ -3,10 +3,10 @@
 use sqlx::{Row, sqlite::SqliteRow};
 
 use super::{
-    DueNotice, Store,
+    Store,
     read::{MONITOR, sql},
 };
-use crate::model::{AlertEvent, Judged, MeanOf, Route, RunMean, Tally};
+use crate::model::{Judged, MeanOf, RunMean, Tally};
 
 type Result<T> = std::result::Result<T, sqlx::Error>;
 
@@ -182,6 +182,18 @@ impl Store {
             .collect()
     }
 
+    /// The same of the latest runs, at most `n`.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn recent_run_means(&self, monitor: &str, metric: Option<&str>, of: MeanOf, n: u32) -> Result<Vec<RunMean>> {
+        let text = format!(
+            "SELECT min(slot_us) FROM (SELECT slot_us FROM runs WHERE monitor = {MONITOR} AND trigger <> 'gate' ORDER BY started_us DESC LIMIT $2)"
+        );
+        let since_us: Option<i64> = sqlx::query_scalar(sql(text)).bind(monitor).bind(n).fetch_one(&self.read).await?;
+        self.run_means(monitor, metric, of, since_us.unwrap_or(0)).await
+    }
+
     /// What is kept of all alerts that share the project's promise, but one.
     ///
     /// # Errors
@@ -189,46 +201,6 @@ impl Store {
     pub async fn shared_evidence(&self, monitor: &str, but: &str) -> Result<Vec<String>> {
         let text = format!("SELECT memory FROM alerts WHERE memory ->> '$.evidence.shared' AND NOT (monitor = {MONITOR} AND name = $2)");
         sqlx::query_scalar(sql(text)).bind(monitor).bind(but).fetch_all(&self.read).await
-    }
-
-    /// Who was told that a firing began, and what.
-    ///
-    /// # Errors
-    /// The database's; what no longer reads is left out.
-    pub async fn told(&self, fingerprint: &str) -> Result<Vec<(Route, AlertEvent)>> {
-        let text = "SELECT route, event FROM notices WHERE id IN (SELECT min(id) FROM notices WHERE fingerprint = $1 GROUP BY route) ORDER BY id";
-        let rows: Vec<(String, String)> = sqlx::query_as(text).bind(fingerprint).fetch_all(&self.read).await?;
-        Ok(rows.iter().filter_map(|(route, event)| Some((serde_json::from_str(route).ok()?, serde_json::from_str(event).ok()?))).collect())
-    }
-
-    /// Messages that may be sent now: the oldest waiting one of each firing and route, so that none overtakes another, and one
-    /// that waits for its next try holds up no other. `Err` is one that no longer reads.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn due_notices(&self, now_us: i64, limit: u32) -> Result<Vec<std::result::Result<DueNotice, i64>>> {
-        let text = format!(
-            "SELECT n.id, n.route, n.event, n.attempts,
-                (SELECT t.thread FROM notices t WHERE t.fingerprint = n.fingerprint AND t.route = n.route AND t.thread IS NOT NULL ORDER BY t.id LIMIT 1) AS thread
-            FROM notices n WHERE {FIRST_WAITING} AND n.next_us <= $1 ORDER BY n.id LIMIT $2"
-        );
-        let rows = sqlx::query(sql(text)).bind(now_us).bind(limit).fetch_all(&self.read).await?;
-        rows.iter()
-            .map(|row| {
-                let (id, route, event): (i64, String, String) = (row.try_get("id")?, row.try_get("route")?, row.try_get("event")?);
-                let (Ok(route), Ok(event)) = (serde_json::from_str(&route), serde_json::from_str(&event)) else { return Ok(Err(id)) };
-                let attempts = u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(u32::MAX);
-                Ok(Ok(DueNotice { id, route, event, attempts, thread: row.try_get("thread")? }))
-            })
-            .collect()
-    }
-
-    /// When the next message may be sent.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn next_notice_us(&self) -> Result<Option<i64>> {
-        sqlx::query_scalar(sql(format!("SELECT min(n.next_us) FROM notices n WHERE {FIRST_WAITING}"))).fetch_one(&self.read).await
     }
 }
 
@@ -238,7 +210,3 @@ fn judged(row: &SqliteRow) -> Result<Judged> {
 
 /// Of a score `s`: it will not be tried again. One that fails now and is scored by a later run would else count as both.
 const FINAL: &str = "(s.outcome = 'scored' OR s.outcome = 'failed' AND NOT EXISTS (SELECT 1 FROM pending p WHERE p.item = s.item))";
-
-/// Of its firing and route, no earlier message waits.
-const FIRST_WAITING: &str =
-    "n.state = 0 AND NOT EXISTS (SELECT 1 FROM notices e WHERE e.fingerprint = n.fingerprint AND e.route = n.route AND e.state = 0 AND e.id < n.id)";

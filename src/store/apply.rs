@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::{QueryBuilder, SqliteConnection};
 
 use super::{
-    DrawBatch, FinishedRun, NewItem, NewNotice, NoticeEnd, RunRow, experiments, gateway, outbox,
+    DrawBatch, FinishedRun, NewItem, NewNotice, RunRow, experiments, gateway, groups, outbox,
     outcomes::{self, hex},
     prompts, retention, silences,
     writer::{Reply, Request, Write},
@@ -62,7 +62,7 @@ pub(super) async fn apply(db: &mut SqliteConnection, names: &mut Names, batch: &
             }
             Write::Sent(batch) => outbox::sent(db, batch).await?,
             Write::Outbox(change) => outbox::change(db, change).await?,
-            Write::Notice { id, end } => notice(db, *id, end).await?,
+            Write::Told(told) => groups::told(db, told).await?,
             Write::Gateway(write) => {
                 gateway::apply(db, write).await?;
                 0
@@ -225,38 +225,13 @@ async fn end_alerts(db: &mut SqliteConnection, monitor: i64, names: &[String], n
         sqlx::query("DELETE FROM alerts WHERE monitor = $1 AND name = $2").bind(monitor).bind(name).execute(&mut *db).await?;
     }
     for notice in notices {
-        insert_notice(db, notice, at_us).await?;
+        groups::insert(db, notice, at_us).await?;
     }
     Ok(())
 }
 
-pub(super) async fn insert_notice(db: &mut SqliteConnection, notice: &NewNotice, at_us: i64) -> Result<(), sqlx::Error> {
-    let sql = "INSERT INTO notices (fingerprint, route, event, created_us) VALUES ($1, $2, $3, $4)";
-    sqlx::query(sql).bind(&notice.event.fingerprint).bind(json(&notice.route)?).bind(json(&notice.event)?).bind(at_us).execute(db).await.map(drop)
-}
-
 pub(super) fn json(value: &impl serde::Serialize) -> Result<String, sqlx::Error> {
     serde_json::to_string(value).map_err(|error| sqlx::Error::Encode(error.into()))
-}
-
-async fn notice(db: &mut SqliteConnection, id: i64, end: &NoticeEnd) -> Result<u64, sqlx::Error> {
-    let done = match end {
-        NoticeEnd::Delivered { thread } => {
-            sqlx::query("UPDATE notices SET state = 1, attempts = attempts + 1, error = NULL, thread = $1 WHERE id = $2")
-                .bind(thread.as_deref())
-                .bind(id)
-                .execute(db)
-                .await?
-        }
-        NoticeEnd::Dead(error) => {
-            sqlx::query("UPDATE notices SET state = 2, attempts = attempts + 1, error = $1 WHERE id = $2").bind(error).bind(id).execute(db).await?
-        }
-        NoticeEnd::Again(failure) => {
-            let sql = "UPDATE notices SET attempts = attempts + 1, next_us = $1, error = $2 WHERE id = $3";
-            sqlx::query(sql).bind(failure.next_us).bind(&failure.error).bind(id).execute(db).await?
-        }
-    };
-    Ok(done.rows_affected())
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod alerts;
 mod apply;
 mod experiments;
 mod gateway;
+mod groups;
 pub mod lock;
 mod lookup;
 mod outbox;
@@ -47,8 +48,8 @@ pub use retention::Retention;
 pub use secrets::{SecretsError, change_secrets, read_secrets};
 pub use silences::SilenceRow;
 pub use types::{
-    AlertRow, Baseline, DrawBatch, Due, DueNotice, Failure, Fate, FinishedRun, ItemEnd, ItemOutcome, Known, NewItem, NewNotice, NewScore, NoticeEnd, Pending,
-    Queue, RunRow, SentBatch, Stage,
+    AlertRow, Baseline, DrawBatch, Due, DueGroup, Failure, Fate, FinishedRun, GroupTold, ItemEnd, ItemOutcome, Known, NewItem, NewNotice, NewScore, Pending,
+    Queue, RunRow, SentBatch, Stage, TellingEnd, Told,
 };
 pub use writer::Writer;
 use writer::{Reply, Request, Write};
@@ -193,14 +194,6 @@ impl Store {
     /// `Closed`.
     pub async fn end_alerts(&self, monitor: &str, names: Vec<String>, notices: Vec<NewNotice>, at_us: i64) -> Result<(), Closed> {
         self.write(Write::EndAlerts { monitor: monitor.to_owned(), names, notices, at_us }).await.map(|_| ())
-    }
-
-    /// What became of a message.
-    ///
-    /// # Errors
-    /// `Closed`.
-    pub async fn record_notice(&self, id: i64, end: NoticeEnd) -> Result<(), Closed> {
-        self.write(Write::Notice { id, end }).await.map(|_| ())
     }
 
     /// Forgets what retention no longer covers, a bounded number of rows a call; returns how many went.

@@ -5,7 +5,8 @@ use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     Closed, NewNotice, Store,
-    apply::{insert_notice, json},
+    apply::json,
+    groups,
     writer::Write,
 };
 use crate::model::{PromptAt, PromptRef, PromptVersion};
@@ -101,7 +102,7 @@ pub(super) async fn apply(db: &mut SqliteConnection, write: &PromptWrite) -> Res
             let new = sqlx::query(sql).bind(sender).bind(id).bind(at_us).execute(&mut *db).await?.rows_affected();
             if new > 0 {
                 for notice in notices {
-                    insert_notice(db, notice, *at_us).await?;
+                    groups::insert(db, notice, *at_us).await?;
                 }
             }
             Ok(new)

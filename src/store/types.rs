@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{AlertEvent, AlertState, BodyKey, Decision, GivenHash, ItemKey, Outcome, Route, RunReport, Usage};
+use crate::model::{AlertEvent, AlertState, BodyKey, Decision, GivenHash, Group, ItemKey, Outcome, RunReport, Usage};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunRow {
@@ -183,7 +183,7 @@ pub struct FinishedRun {
 
 #[derive(Debug, Clone)]
 pub struct NewNotice {
-    pub route: Route,
+    pub group: Group,
     pub event: AlertEvent,
 }
 
@@ -223,19 +223,45 @@ pub struct Failure {
     pub error: String,
 }
 
+/// A group of which people may be told something now.
 #[derive(Debug, Clone, PartialEq)]
-pub struct DueNotice {
+pub struct DueGroup {
     pub id: i64,
-    pub route: Route,
-    pub event: AlertEvent,
+    pub group: Group,
+    /// As people know them.
+    pub members: Vec<AlertEvent>,
+    /// What waits, oldest first, by id; `None` is one that no longer reads. Of a message that was begun: what it is about.
+    pub waiting: Vec<(i64, Option<AlertEvent>)>,
+    pub told: Told,
     pub attempts: u32,
-    /// What the service returned for an earlier event of the same firing.
+}
+
+/// How far telling has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Where the group's message stands, in the service's words.
     pub thread: Option<String>,
+    /// Pages of this message that were taken.
+    pub pages: u32,
+    /// Since when the next page may have been taken without our knowing.
+    pub unsure_us: Option<i64>,
+}
+
+/// What came of telling a group.
+#[derive(Debug, Clone)]
+pub struct GroupTold {
+    pub group: i64,
+    pub at_us: i64,
+    /// What it was about, by id.
+    pub notices: Vec<i64>,
+    pub end: TellingEnd,
 }
 
 #[derive(Debug, Clone)]
-pub enum NoticeEnd {
-    Delivered { thread: Option<String> },
+pub enum TellingEnd {
+    /// Before the service is asked, so that a crash leaves a trace.
+    Begun,
+    Delivered { thread: Option<String>, members: Vec<AlertEvent> },
     Dead(String),
-    Again(Failure),
+    Again { failure: Failure, told: Told },
 }

@@ -6,7 +6,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOp
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    DrawBatch, FinishedRun, Health, ItemOutcome, NewNotice, NoticeEnd, Retention, RunRow, SentBatch,
+    DrawBatch, FinishedRun, GroupTold, Health, ItemOutcome, NewNotice, Retention, RunRow, SentBatch,
     apply::{self, Names},
     experiments::Grouped,
     gateway::GatewayWrite,
@@ -52,10 +52,7 @@ pub(super) enum Write {
     },
     Sent(SentBatch),
     Outbox(OutboxChange),
-    Notice {
-        id: i64,
-        end: NoticeEnd,
-    },
+    Told(GroupTold),
     Gateway(GatewayWrite),
     Prompt(PromptWrite),
     Silence(SilenceWrite),
@@ -77,7 +74,7 @@ impl Write {
             | Self::Draw(_)
             | Self::FinishRun(_)
             | Self::EndAlerts { .. }
-            | Self::Notice { .. }
+            | Self::Told(_)
             | Self::Outbox(_)
             | Self::Prompt(_)
             | Self::Silence(_)

@@ -67,6 +67,7 @@ pub fn router(web: Web) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .merge(langfuse::routes())
+        .merge(silences::pages())
         .with_state(web)
 }
 

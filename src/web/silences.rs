@@ -1,10 +1,11 @@
 //! Silences are added and ended here: by `POST /api/v1/silences`, and by `assayd silence` where no daemon runs.
 
 use axum::{
-    Json,
+    Json, Router,
     extract::State,
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
+    routing::get,
 };
 
 use super::Web;
@@ -13,7 +14,22 @@ use crate::{
     store::{Closed, SilenceRow, Store},
 };
 
+/// A form for a silence, which messages link to; it holds nothing that would need a token.
+pub(super) fn pages() -> Router<Web> {
+    // Its script and this server alone: whatever a link brings stays text.
+    const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; connect-src 'self'; form-action 'none'; frame-ancestors 'none'";
+    let page = |kind: &'static str, text: &'static str| get(move || async move { ([(header::CONTENT_TYPE, kind), (header::CONTENT_SECURITY_POLICY, POLICY)], text) });
+    Router::new()
+        .route("/silences/new", page("text/html; charset=utf-8", include_str!("silence.html")))
+        .route("/silences/new.js", page("text/javascript; charset=utf-8", include_str!("silence.js")))
+}
+
 pub(super) async fn post(State(web): State<Web>, Json(order): Json<SilenceOrder>) -> Response {
+    if let SilenceOrder::Add(silence) = &order
+        && let Err(message) = silence.check()
+    {
+        return (StatusCode::BAD_REQUEST, format!("{message}\n")).into_response();
+    }
     match obey(&web.store, &order).await {
         Ok(done) => Json(done).into_response(),
         Err(closed) => (StatusCode::SERVICE_UNAVAILABLE, format!("{closed}\n")).into_response(),

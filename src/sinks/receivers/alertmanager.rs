@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use super::{annotations, labels, post};
 use crate::{
     connections::AlertmanagerConnection,
-    model::{AlertEvent, AlertEventKind},
-    sinks::{Notifier, NotifyError},
+    model::{AlertEvent, AlertEventKind, News},
+    sinks::{Notifier, NotifyError, SoFar},
     util::http::Http,
 };
 
@@ -27,8 +27,9 @@ impl AlertmanagerNotifier {
 
 #[async_trait]
 impl Notifier for AlertmanagerNotifier {
-    async fn notify(&self, event: &AlertEvent, _: &str, _: Option<&str>) -> Result<Option<String>, NotifyError> {
-        post(&self.http, &self.url, &self.connection.headers, &body(event), "Alertmanager").await.map(|()| None)
+    async fn notify(&self, news: &News, _: &str, _: &mut SoFar) -> Result<(), NotifyError> {
+        let alerts: Value = news.changes.iter().map(alert).collect();
+        post(&self.http, &self.url, &self.connection.headers, &alerts, "Alertmanager").await
     }
 }
 
@@ -38,13 +39,13 @@ const FORGOTTEN: Duration = Duration::from_hours(7 * 24);
 /// What happened and is over.
 const NOTICE: Duration = Duration::from_mins(5);
 
-fn body(event: &AlertEvent) -> Value {
+fn alert(event: &AlertEvent) -> Value {
     let ends = match event.kind {
         AlertEventKind::Resolved => event.at,
         AlertEventKind::Notice => event.at.checked_add(NOTICE).unwrap_or(event.at),
         AlertEventKind::Firing | AlertEventKind::Repeat => event.at.checked_add(FORGOTTEN).unwrap_or(event.at),
     };
-    json!([{ "labels": labels(event), "annotations": annotations(event), "startsAt": event.since.to_string(), "endsAt": ends.to_string() }])
+    json!({ "labels": labels(event), "annotations": annotations(event), "startsAt": event.since.to_string(), "endsAt": ends.to_string() })
 }
 
 #[cfg(test)]
@@ -54,13 +55,13 @@ mod tests {
 
     #[test]
     fn an_alert_keeps_its_labels_to_the_end() {
-        let (firing, over) = (body(&example(AlertEventKind::Firing)), body(&example(AlertEventKind::Resolved)));
+        let (firing, over) = (alert(&example(AlertEventKind::Firing)), alert(&example(AlertEventKind::Resolved)));
         let labels = json!({ "alertname": "low", "monitor": "support", "metric": "helpful", "severity": "critical", "team_name": "support", "_2nd": "x" });
         assert_eq!(
-            (&firing[0]["labels"], &firing[0]["startsAt"], &firing[0]["endsAt"]),
+            (&firing["labels"], &firing["startsAt"], &firing["endsAt"]),
             (&labels, &json!("2026-01-01T00:00:00Z"), &json!("2026-01-08T01:00:00Z"))
         );
-        assert_eq!(firing[0]["labels"], over[0]["labels"]);
-        assert_eq!(over[0]["endsAt"], "2026-01-01T01:00:00Z");
+        assert_eq!(firing["labels"], over["labels"]);
+        assert_eq!(over["endsAt"], "2026-01-01T01:00:00Z");
     }
 }

@@ -1,15 +1,16 @@
-//! Alerts to services: an event becomes one JSON body, posted once a call. What the bodies share is here: labels tell alerts
+//! Alerts to services: news become JSON, posted once a call. What the bodies share is here: labels tell alerts
 //! apart, annotations tell people about them, and no figure is ever a label.
 //!
 //! A repeat is the same alert again, so all of these may be told twice and nobody notices.
 
 mod alertmanager;
+mod email;
 mod pagerduty;
 mod webhook;
 
 use std::collections::BTreeMap;
 
-pub use self::{alertmanager::AlertmanagerNotifier, pagerduty::PagerdutyNotifier, webhook::WebhookNotifier};
+pub use self::{alertmanager::AlertmanagerNotifier, email::EmailNotifier, pagerduty::PagerdutyNotifier, webhook::WebhookNotifier};
 use super::NotifyError;
 use crate::{
     model::{AlertEvent, AlertEventKind},
@@ -59,6 +60,15 @@ fn annotations(event: &AlertEvent) -> BTreeMap<String, String> {
     all.into_iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name.to_owned(), text)).collect()
 }
 
+/// What all of them say alike.
+fn shared(all: impl Iterator<Item = BTreeMap<String, String>>) -> BTreeMap<String, String> {
+    all.reduce(|mut shared, other| {
+        shared.retain(|name, value| other.get(name) == Some(value));
+        shared
+    })
+    .unwrap_or_default()
+}
+
 fn status(event: &AlertEvent) -> &'static str {
     if event.kind == AlertEventKind::Resolved { "resolved" } else { "firing" }
 }
@@ -72,8 +82,15 @@ async fn post(http: &Http, url: &str, headers: &BTreeMap<String, SecretString>, 
     match http.attempt(request).await {
         Ok(_) => Ok(()),
         Err(error @ HttpError::Status { status: 400 | 413 | 422, .. }) => Err(NotifyError::Dead(format!("{whom}: {error}"))),
-        Err(error) => Err(NotifyError::Retry { message: format!("{whom}: {error}"), retry_after: error.retry_after() }),
+        // What is told twice here is the same alert once.
+        Err(error) => Err(NotifyError::Retry { message: format!("{whom}: {error}"), retry_after: error.retry_after(), unsure: false }),
     }
+}
+
+#[cfg(test)]
+fn news(events: Vec<AlertEvent>) -> crate::model::News {
+    let labels = BTreeMap::from([("monitor".to_owned(), "support".to_owned())]);
+    crate::model::News { id: "key-1".to_owned(), key: "key".to_owned(), labels, members: events.clone(), changes: events, first: true }
 }
 
 #[cfg(test)]
@@ -99,5 +116,6 @@ fn example(kind: AlertEventKind) -> AlertEvent {
         run_id: "r-1".to_owned(),
         labels: BTreeMap::from([("team-name".to_owned(), "support".to_owned()), ("2nd".to_owned(), "x".to_owned()), ("none".to_owned(), String::new())]),
         worst: vec![WorstItem { item_id: "t-1".to_owned(), value: 0.1, reason: "rude".to_owned(), url: Some("https://lf/t-1".to_owned()) }],
+        history: vec![0.9, 0.8, 0.6],
     }
 }

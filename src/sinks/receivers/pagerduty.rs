@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 use super::{annotations, labels, post};
 use crate::{
     connections::PagerdutyConnection,
-    model::{AlertEvent, AlertEventKind, Severity},
-    sinks::{Notifier, NotifyError},
+    model::{AlertEvent, AlertEventKind, News, Severity},
+    sinks::{Notifier, NotifyError, SoFar},
     util::{
         http::Http,
         secret::ExposeSecret,
@@ -29,13 +29,15 @@ impl PagerdutyNotifier {
 
 #[async_trait]
 impl Notifier for PagerdutyNotifier {
-    async fn notify(&self, event: &AlertEvent, _: &str, _: Option<&str>) -> Result<Option<String>, NotifyError> {
-        // Nobody is woken for news, and nothing would end it.
-        if event.kind == AlertEventKind::Notice {
-            return Ok(None);
+    async fn notify(&self, news: &News, _: &str, so_far: &mut SoFar) -> Result<(), NotifyError> {
+        // Nobody is woken for a notice, and nothing would end it.
+        let incidents = news.changes.iter().filter(|event| event.kind != AlertEventKind::Notice);
+        for event in incidents.skip(usize::try_from(so_far.pages).unwrap_or(usize::MAX)) {
+            let body = body(event, self.connection.routing_key.expose_secret().trim());
+            post(&self.http, &self.url, &std::collections::BTreeMap::new(), &body, "PagerDuty").await?;
+            so_far.took_one();
         }
-        let body = body(event, self.connection.routing_key.expose_secret().trim());
-        post(&self.http, &self.url, &std::collections::BTreeMap::new(), &body, "PagerDuty").await.map(|()| None)
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use slack_morphism::{
@@ -12,6 +13,7 @@ use slack_morphism::{
 };
 use url::Url;
 
+use super::pages::EVENT_TYPE;
 use crate::{
     connections::{SlackConnection, slack_cause, slack_client},
     sinks::NotifyError,
@@ -22,6 +24,11 @@ use crate::{
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// What only a person can mend (a token, an invitation) is tried again this often: nothing is lost, nothing is hammered.
 const PERSON: Duration = Duration::from_mins(10);
+
+/// Seconds that Slack's clock and ours may lie apart.
+const CLOCKS: i64 = 120;
+/// Of channels, when one is looked for by its name.
+const PAGES: usize = 20;
 
 pub(super) struct Client {
     slack: SlackHyperClient,
@@ -38,6 +45,42 @@ enum Way {
 pub(super) struct Posted {
     pub channel: String,
     pub ts: String,
+}
+
+#[derive(Deserialize)]
+struct Messages {
+    messages: Vec<Message>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    ts: String,
+    metadata: Option<Metadata>,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    event_type: String,
+    #[serde(default)]
+    event_payload: Value,
+}
+
+#[derive(Deserialize)]
+struct Channels {
+    channels: Vec<Channel>,
+    response_metadata: Option<Cursor>,
+}
+
+#[derive(Deserialize)]
+struct Channel {
+    id: String,
+    name: String,
+}
+
+#[derive(Default, Deserialize)]
+struct Cursor {
+    #[serde(default)]
+    next_cursor: String,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +127,65 @@ impl Client {
         let mut request = SlackApiChatPostMessageRequest::new(SlackChannelId(channel.to_owned()), content).with_unfurl_links(false).with_unfurl_media(false);
         request.thread_ts = thread_ts.map(|ts| SlackTs(ts.to_owned()));
         self.call(token, "chat.postMessage", &request, channel).await.map(Some)
+    }
+
+    /// A message of ours, by the id in its metadata: in a thread, or in a channel. `None` where it is not there, or where the token may
+    /// not look.
+    pub(super) async fn find(&self, target: &str, parent: Option<(&str, &str)>, since: Timestamp, id: &str) -> Result<Option<Posted>, Failure> {
+        let Way::Bot(token) = &self.way else { return Ok(None) };
+        let found = match parent {
+            Some((channel, ts)) => self.search(token, "conversations.replies", channel, Some(ts), since, id).await,
+            None => match self.channel_id(token, target).await {
+                Ok(Some(channel)) => self.search(token, "conversations.history", &channel, None, since, id).await,
+                Ok(None) => Ok(None),
+                Err(failure) => Err(failure),
+            },
+        };
+        match found {
+            // What was refused will be next time too: then it is said again rather than never.
+            Err(failure) if !failure.code.is_empty() && !failure.passes() => {
+                tracing::debug!(code = %failure.code, "a message that may have been taken cannot be looked for");
+                Ok(None)
+            }
+            Err(failure) => Err(failure.unsure()),
+            found => found,
+        }
+    }
+
+    async fn search(&self, token: &SlackApiToken, method: &str, channel: &str, ts: Option<&str>, since: Timestamp, id: &str) -> Result<Option<Posted>, Failure> {
+        let oldest = format!("{}.000000", since.as_second().saturating_sub(CLOCKS));
+        let mut query = vec![("channel", channel), ("oldest", &oldest), ("limit", "200"), ("include_all_metadata", "true")];
+        query.extend(ts.map(|ts| ("ts", ts)));
+        let page: Messages = self.get(token, method, &query, channel).await?;
+        let ours = page.messages.into_iter().find(|message| {
+            let metadata = message.metadata.as_ref().filter(|metadata| metadata.event_type == EVENT_TYPE);
+            metadata.is_some_and(|metadata| metadata.event_payload["id"] == id)
+        });
+        Ok(ours.map(|message| Posted { channel: channel.to_owned(), ts: message.ts }))
+    }
+
+    /// Of a channel that the settings name, by the name or the id.
+    async fn channel_id(&self, token: &SlackApiToken, target: &str) -> Result<Option<String>, Failure> {
+        let Some(name) = target.strip_prefix('#') else { return Ok(Some(target.to_owned())) };
+        let mut cursor = String::new();
+        for _ in 0..PAGES {
+            let query = [("exclude_archived", "true"), ("types", "public_channel,private_channel"), ("limit", "200"), ("cursor", cursor.as_str())];
+            let page: Channels = self.get(token, "conversations.list", &query, target).await?;
+            if let Some(found) = page.channels.into_iter().find(|channel| channel.name == name) {
+                return Ok(Some(found.id));
+            }
+            cursor = page.response_metadata.unwrap_or_default().next_cursor;
+            if cursor.is_empty() {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    async fn get<T: DeserializeOwned + Send>(&self, token: &SlackApiToken, method: &str, query: &[(&str, &str)], to: &str) -> Result<T, Failure> {
+        let session = self.slack.open_session(token);
+        let query: Vec<(&str, Option<&str>)> = query.iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| (*key, Some(*value))).collect();
+        within(session.http_session_api.http_get(method, &query, None)).await.map_err(|error| failure(error, to))
     }
 
     /// Replaces a message of our own.
@@ -149,6 +251,19 @@ impl Failure {
     pub(super) fn cannot_edit(&self) -> bool {
         matches!(self.code.as_str(), "cant_update_message" | "edit_window_closed")
     }
+
+    /// Slack was busy, and is asked again.
+    fn passes(&self) -> bool {
+        matches!(&self.error, NotifyError::Retry { retry_after, .. } if *retry_after != Some(PERSON))
+    }
+
+    /// Whatever was said last: an earlier attempt may have been taken.
+    fn unsure(mut self) -> Self {
+        if let NotifyError::Retry { unsure, .. } = &mut self.error {
+            *unsure = true;
+        }
+        self
+    }
 }
 
 impl From<NotifyError> for Failure {
@@ -158,24 +273,25 @@ impl From<NotifyError> for Failure {
 }
 
 fn failure(error: Unanswered, to: &str) -> Failure {
-    let retry = |message: String, retry_after| Failure::from(NotifyError::Retry { message, retry_after });
+    // Without an answer of Slack's own nobody knows whether it took the message.
+    let retry = |message: String, retry_after, unsure| Failure::from(NotifyError::Retry { message, retry_after, unsure });
     let error = match error {
-        Unanswered::TimedOut => return retry(format!("no answer from Slack within {TIMEOUT:?}"), None),
+        Unanswered::TimedOut => return retry(format!("no answer from Slack within {TIMEOUT:?}"), None, true),
         Unanswered::Refused(error) => error,
     };
     match error {
         SlackClientError::ApiError(error) => Failure { error: refused(&error.code, &details(error.http_response_body.as_deref()), to), code: error.code },
-        SlackClientError::RateLimitError(error) => retry("Slack asks to slow down".to_owned(), error.retry_after),
+        SlackClientError::RateLimitError(error) => retry("Slack asks to slow down".to_owned(), error.retry_after, false),
         SlackClientError::HttpError(error) => {
             let (status, body) = (error.status_code.as_u16(), one_line(error.http_response_body.as_deref().unwrap_or_default(), 200));
             if status >= 500 || status == 408 {
-                return retry(format!("Slack answered HTTP {status}"), None);
+                return retry(format!("Slack answered HTTP {status}"), None, true);
             }
             // A webhook's errors are a status and a word.
             Failure { error: refused(&body, &format!(" (HTTP {status})"), to), code: body }
         }
-        SlackClientError::ProtocolError(error) => retry(format!("Slack's answer is not what was expected: {}", error.json_error), None),
-        other => retry(format!("Slack cannot be reached: {}", slack_cause(&other)), None),
+        SlackClientError::ProtocolError(error) => retry(format!("Slack's answer is not what was expected: {}", error.json_error), None, true),
+        other => retry(format!("Slack cannot be reached: {}", slack_cause(&other)), None, true),
     }
 }
 
@@ -184,7 +300,7 @@ fn failure(error: Unanswered, to: &str) -> Failure {
 /// Dead is only what would be refused for ever, whoever does what: the message itself. An unknown word is for a person.
 fn refused(code: &str, details: &str, to: &str) -> NotifyError {
     let code = one_line(code, 200);
-    let retry = |hint: &str, retry_after| NotifyError::Retry { message: format!("Slack refused: {code}{details}{hint}"), retry_after };
+    let retry = |hint: &str, retry_after| NotifyError::Retry { message: format!("Slack refused: {code}{details}{hint}"), retry_after, unsure: false };
     match code.as_str() {
         "invalid_blocks"
         | "invalid_blocks_format"

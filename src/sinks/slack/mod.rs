@@ -1,33 +1,37 @@
 //! Alerts as Slack messages.
 //!
-//! With a bot token one firing is one message: it is posted, repeats go into its thread, and when it is over the message
-//! itself is edited to say so, with a reply in the thread for those who follow it. With an incoming webhook, which tells
-//! no message id, each event is a message of its own.
+//! With a bot token a group of alerts is one message: it is posted when the first of them fires, edited as that changes and when
+//! all is over, and what happens meanwhile goes into its thread. With an incoming webhook, which tells no message id, all news are
+//! a message of their own.
 //!
-//! One attempt a call: trying again is the outbox's. Absent on purpose: slack-morphism's rate control, which counts
-//! `chat.postMessage` by workspace although Slack counts it by channel, and waits without a bound.
+//! One attempt a call: trying again is the outbox's. A message of which it is not known whether Slack took it is looked for by
+//! its metadata before it is posted again, where the token may read the channel. Absent on purpose: slack-morphism's rate
+//! control, which counts `chat.postMessage` by workspace although Slack counts it by channel, and waits without a bound.
 
 mod client;
 mod pace;
+mod pages;
 mod render;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 pub use render::plain;
+use slack_morphism::SlackMessageContent;
+use url::Url;
 
 use self::{
-    client::{Client, Failure},
+    client::{Client, Failure, Posted},
     pace::Pace,
 };
-use super::{Notifier, NotifyError};
-use crate::{
-    connections::SlackConnection,
-    model::{AlertEvent, AlertEventKind},
-};
+use super::{Notifier, NotifyError, SoFar};
+use crate::{connections::SlackConnection, model::News};
 
-/// Tells people in Slack. A message's reference is `CHANNEL_ID:TS`.
+/// Tells people in Slack. Where a group stands is kept as `CHANNEL_ID:TS`.
 pub struct SlackNotifier {
     client: Client,
     pace: Pace,
+    /// Where this daemon is for people.
+    external_url: Option<Url>,
 }
 
 impl SlackNotifier {
@@ -35,8 +39,8 @@ impl SlackNotifier {
     ///
     /// # Errors
     /// A sentence: the connection has neither token nor webhook, an address is none, no root certificates are installed.
-    pub fn new(connection: &SlackConnection) -> Result<Self, String> {
-        Ok(Self { client: Client::new(connection)?, pace: Pace::default() })
+    pub fn new(connection: &SlackConnection, external_url: Option<&Url>) -> Result<Self, String> {
+        Ok(Self { client: Client::new(connection)?, pace: Pace::default(), external_url: external_url.cloned() })
     }
 
     /// A cheap check for `validate --live`; a sentence on success.
@@ -47,44 +51,91 @@ impl SlackNotifier {
         self.client.probe().await.map_err(|failure| failure.error.to_string())
     }
 
-    /// A message of its own in the channel.
-    async fn fresh(&self, event: &AlertEvent, target: &str) -> Result<Option<String>, Failure> {
-        // A webhook is one channel, whatever the target says.
-        self.pace.turn(if self.client.keeps_threads() { target } else { "" }).await?;
-        let posted = self.client.post(target, None, render::message(event)).await?;
-        Ok(posted.map(|posted| format!("{}:{}", posted.channel, posted.ts)))
+    async fn tell(&self, news: &News, target: &str, so_far: &mut SoFar) -> Result<(), Failure> {
+        if !self.client.keeps_threads() {
+            return self.hook(news, so_far).await;
+        }
+        if let Some(thread) = so_far.thread.clone().filter(|_| !news.first) {
+            match self.go_on(news, target, &thread, so_far).await {
+                Err(failure) if failure.is_gone() => *so_far = SoFar::default(),
+                other => return other,
+            }
+        }
+        self.begin(news, target, so_far).await
     }
 
-    async fn reply(&self, event: &AlertEvent, target: &str, (channel, ts): (&str, &str)) -> Result<(), Failure> {
-        // By the name the channel goes by in the settings, so that messages and replies share its pace.
-        self.pace.turn(target).await?;
-        self.client.post(channel, Some(ts), render::reply(event)).await.map(drop)
+    /// The group's message, and after it what is too long for it.
+    async fn begin(&self, news: &News, target: &str, so_far: &mut SoFar) -> Result<(), Failure> {
+        for (at, page) in (0..).zip(pages::standing(news, self.external_url.as_ref())).skip(taken(so_far)) {
+            let parent = so_far.thread.as_deref().and_then(|thread| thread.split_once(':'));
+            let posted = self.once(page, &pages::page_id(news, at), target, parent, so_far.unsure_since).await?;
+            if at == 0 {
+                so_far.thread = posted.map(|posted| format!("{}:{}", posted.channel, posted.ts));
+            }
+            so_far.took_one();
+        }
+        Ok(())
     }
 
-    async fn tell(&self, event: &AlertEvent, target: &str, thread: Option<&str>) -> Result<Option<String>, Failure> {
-        let parent = thread.filter(|_| self.client.keeps_threads()).and_then(|thread| thread.split_once(':'));
-        let Some(parent) = parent.filter(|_| event.kind != AlertEventKind::Firing) else {
-            return self.fresh(event, target).await;
-        };
-        if event.kind == AlertEventKind::Resolved {
-            match self.client.update(parent.0, parent.1, render::message(event)).await {
-                Err(failure) if failure.is_gone() => return self.fresh(event, target).await,
+    /// The group's message is edited, and what happened is said in its thread.
+    async fn go_on(&self, news: &News, target: &str, thread: &str, so_far: &mut SoFar) -> Result<(), Failure> {
+        let Some(parent) = thread.split_once(':') else { return Ok(()) };
+        let edited = pages::standing(news, self.external_url.as_ref()).into_iter().next();
+        if let Some(edited) = edited {
+            match self.client.update(parent.0, parent.1, edited).await {
                 // Too old to be edited, by the workspace's rules: the reply has to do.
                 Err(failure) if failure.cannot_edit() => {}
                 other => other?,
             }
         }
-        match self.reply(event, target, parent).await {
-            Err(failure) if failure.is_gone() => self.fresh(event, target).await,
-            other => other.map(|()| thread.map(str::to_owned)),
+        for (at, page) in (0..).zip(pages::replies(news)).skip(taken(so_far)) {
+            self.once(page, &pages::page_id(news, at), target, Some(parent), so_far.unsure_since).await?;
+            so_far.took_one();
+        }
+        Ok(())
+    }
+
+    /// Posts a page, unless it is there.
+    async fn once(
+        &self,
+        page: SlackMessageContent,
+        id: &str,
+        target: &str,
+        parent: Option<(&str, &str)>,
+        unsure_since: Option<Timestamp>,
+    ) -> Result<Option<Posted>, Failure> {
+        if let Some(since) = unsure_since
+            && let Some(found) = self.client.find(target, parent, since, id).await?
+        {
+            return Ok(Some(found));
+        }
+        // By the name that the channel goes by in the settings, so that messages and replies share its pace.
+        self.pace.turn(target).await?;
+        match parent {
+            Some((channel, ts)) => self.client.post(channel, Some(ts), page).await,
+            None => self.client.post(target, None, page).await,
         }
     }
+
+    /// A webhook is one channel, whatever the target says.
+    async fn hook(&self, news: &News, so_far: &mut SoFar) -> Result<(), Failure> {
+        for page in pages::standing(news, self.external_url.as_ref()).into_iter().skip(taken(so_far)) {
+            self.pace.turn("").await?;
+            self.client.post("", None, page).await?;
+            so_far.took_one();
+        }
+        Ok(())
+    }
+}
+
+fn taken(so_far: &SoFar) -> usize {
+    usize::try_from(so_far.pages).unwrap_or(usize::MAX)
 }
 
 #[async_trait]
 impl Notifier for SlackNotifier {
-    async fn notify(&self, event: &AlertEvent, target: &str, thread: Option<&str>) -> Result<Option<String>, NotifyError> {
-        self.tell(event, target, thread).await.map_err(|failure| failure.error)
+    async fn notify(&self, news: &News, target: &str, so_far: &mut SoFar) -> Result<(), NotifyError> {
+        self.tell(news, target, so_far).await.map_err(|failure| failure.error)
     }
 }
 

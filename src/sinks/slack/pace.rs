@@ -28,7 +28,7 @@ impl Pace {
     pub(super) async fn turn(&self, channel: &str) -> Result<(), NotifyError> {
         let wait = self.reserve(channel, Instant::now());
         if wait > PATIENCE {
-            return Err(NotifyError::Retry { message: "many messages wait for this Slack channel".to_owned(), retry_after: Some(wait) });
+            return Err(NotifyError::Retry { message: "many messages wait for this Slack channel".to_owned(), retry_after: Some(wait), unsure: false });
         }
         sleep(wait).await;
         Ok(())

@@ -4,15 +4,11 @@
 //! in any text, and outside `verbatim` objects also turns bare words into links and mentions; so everything is escaped,
 //! kept on one line and put into verbatim objects. Lengths stay under Slack's limits, in its own count after escaping.
 
-use std::{collections::HashMap, fmt::Write as _};
+use std::fmt::Write as _;
 
 use jiff::Timestamp;
-use slack_morphism::{
-    SlackMessageContent, SlackMessageMetadata,
-    blocks::{
-        SlackBlock, SlackBlockMarkDownText, SlackBlockPlainText, SlackBlockText, SlackContextBlock, SlackContextBlockElement, SlackHeaderBlock,
-        SlackSectionBlock,
-    },
+use slack_morphism::blocks::{
+    SlackBlock, SlackBlockMarkDownText, SlackBlockPlainText, SlackBlockText, SlackContextBlock, SlackContextBlockElement, SlackHeaderBlock, SlackSectionBlock,
 };
 use url::Url;
 
@@ -35,28 +31,42 @@ const LINK: usize = 1_000;
 const CONTEXT: usize = 1_000;
 const WORST: usize = 3;
 
-/// The message of an event that stands by itself: what is posted to the channel, and what an edit turns it into.
-pub(super) fn message(event: &AlertEvent) -> SlackMessageContent {
+/// An event that stands by itself: what is posted to the channel, and what an edit turns it into.
+pub(super) fn message(event: &AlertEvent) -> Vec<SlackBlock> {
     if event.kind == AlertEventKind::Notice {
-        return content(event, vec![header(event), section(sentence(event)), context(event)]);
+        return vec![header(event), section(sentence(event)), context(event)];
     }
     let mut blocks = vec![header(event), section(sentence(event)), fields(event)];
+    blocks.extend(spark(&event.history).map(section));
     if !event.worst.is_empty() {
         blocks.push(section("*Worst answers*".to_owned()));
         blocks.extend(event.worst.iter().take(WORST).map(|item| section(worst(item))));
     }
     blocks.push(context(event));
-    content(event, blocks)
+    blocks
 }
 
 /// What goes into the thread of the first message: short, since the figures' names stand above.
-pub(super) fn reply(event: &AlertEvent) -> SlackMessageContent {
+pub(super) fn reply(event: &AlertEvent) -> Vec<SlackBlock> {
     let mut blocks = vec![section(format!("{} *{}*\n{}", sign(event), word(event), sentence(event)))];
     if event.kind == AlertEventKind::Repeat {
         blocks.extend(event.worst.iter().take(WORST).map(|item| section(worst(item))));
     }
     blocks.push(context(event));
-    content(event, blocks)
+    blocks
+}
+
+/// One of several alerts in a message: what it is, how it stands, its last runs and its worst answer.
+pub(super) fn line(event: &AlertEvent) -> String {
+    let name = escape(&format!("{} · {}", event.alert, event.monitor), HEADER);
+    let mut text = format!("{} *{name}* {}\n{}", sign(event), word(event).to_lowercase(), sentence(event));
+    if event.kind != AlertEventKind::Resolved {
+        for line in spark(&event.history).into_iter().chain(event.worst.first().map(worst)) {
+            text.push('\n');
+            text.push_str(&line);
+        }
+    }
+    text
 }
 
 /// One line without markup, for logs: what is said when no Slack is configured.
@@ -85,25 +95,34 @@ pub fn plain(event: &AlertEvent) -> String {
     one_line(&line, 4_000)
 }
 
-fn content(event: &AlertEvent, blocks: Vec<SlackBlock>) -> SlackMessageContent {
-    let text = match event.kind {
+/// What notifications show.
+pub(super) fn text(event: &AlertEvent) -> String {
+    match event.kind {
         AlertEventKind::Notice => escape(&event.summary, SENTENCE),
         _ => escape(&format!("{}: {} ({}). {}", word(event), event.alert, event.monitor, event.summary), SENTENCE),
+    }
+}
+
+/// The last runs, oldest first, between their lowest and their highest; `None` where there is nothing to compare.
+fn spark(history: &[f64]) -> Option<String> {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let (first, last) = (history.first()?, history.last().filter(|_| history.len() > 1)?);
+    let (low, high) = history.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(*value), high.max(*value)));
+    let bar = |value: &f64| {
+        let height = if high > low { (value - low) / (high - low) } else { 0.5 };
+        BARS.into_iter().zip(1..).find(|(_, step)| height * 8.0 <= f64::from(*step)).map_or(BARS[7], |(bar, _)| bar)
     };
-    let state = match event.kind {
-        AlertEventKind::Resolved => "resolved",
-        AlertEventKind::Notice => "notice",
-        AlertEventKind::Firing | AlertEventKind::Repeat => "firing",
-    };
-    let payload = HashMap::from([("fingerprint".to_owned(), clip(&event.fingerprint, 300)), ("state".to_owned(), state.to_owned())]);
-    let metadata = SlackMessageMetadata { event_type: "assayd_alert".to_owned(), event_payload: Some(payload) };
-    SlackMessageContent { text: Some(text), blocks: Some(blocks), metadata: Some(metadata), ..SlackMessageContent::new() }
+    let bars: String = history.iter().map(bar).collect();
+    Some(format!("{bars}  {} → {} over the last {} runs", figure(*first), figure(*last), history.len()))
 }
 
 fn header(event: &AlertEvent) -> SlackBlock {
-    // Plain text, in which Slack obeys nothing but emoji names.
-    let text = one_line(&format!("{} {}: {} · {}", sign(event), word(event), event.alert, event.monitor), HEADER);
-    SlackBlock::Header(SlackHeaderBlock::new(SlackBlockPlainText::new(text).into()))
+    heading(&format!("{} {}: {} · {}", sign(event), word(event), event.alert, event.monitor))
+}
+
+/// Plain text, in which Slack obeys nothing but emoji names.
+pub(super) fn heading(text: &str) -> SlackBlock {
+    SlackBlock::Header(SlackHeaderBlock::new(SlackBlockPlainText::new(one_line(text, HEADER)).into()))
 }
 
 fn sentence(event: &AlertEvent) -> String {
@@ -156,11 +175,15 @@ fn context(event: &AlertEvent) -> SlackBlock {
         }
         text.push_str(&label);
     }
+    small(text)
+}
+
+pub(super) fn small(text: String) -> SlackBlock {
     let text = SlackBlockMarkDownText { text, verbatim: Some(true) };
     SlackBlock::Context(SlackContextBlock::new(vec![SlackContextBlockElement::MarkDown(text)]))
 }
 
-fn section(text: String) -> SlackBlock {
+pub(super) fn section(text: String) -> SlackBlock {
     SlackBlock::Section(SlackSectionBlock::new().with_text(mrkdwn(text)))
 }
 
@@ -178,7 +201,7 @@ fn word(event: &AlertEvent) -> &'static str {
 }
 
 /// The colour, in a form that also shows in notifications and survives an edit.
-fn sign(event: &AlertEvent) -> &'static str {
+pub(super) fn sign(event: &AlertEvent) -> &'static str {
     match (event.kind, event.severity) {
         (AlertEventKind::Resolved, _) => "✅",
         (_, Severity::Critical) => "🔴",
@@ -194,13 +217,13 @@ fn lasted(event: &AlertEvent) -> Human {
 }
 
 /// Shown in the reader's own time zone; the fallback is UTC.
-fn date(at: Timestamp) -> String {
+pub(super) fn date(at: Timestamp) -> String {
     format!("<!date^{}^{{date_short_pretty}} {{time}}|{}>", at.as_second(), at.strftime("%Y-%m-%d %H:%M UTC"))
 }
 
 /// Untrusted text for mrkdwn: one line, the three characters that Slack obeys escaped, a backtick replaced (an unclosed
 /// one would take in what follows), at most `max` characters in all without cutting an escape in two.
-fn escape(text: &str, max: usize) -> String {
+pub(super) fn escape(text: &str, max: usize) -> String {
     // More than `max` characters never survive, so a 30 MB text costs no more than a short one.
     let head: String = text.chars().take(max + 1).collect();
     let line = one_line(&head, max);
@@ -228,7 +251,7 @@ fn escape(text: &str, max: usize) -> String {
 
 /// An address that is safe inside `<...|...>`: http or https, nothing that ends the link, no user name (which reads like
 /// a host: `https://langfuse.com@elsewhere`).
-fn link(url: &str) -> Option<String> {
+pub(super) fn link(url: &str) -> Option<String> {
     let url = Url::parse(url).ok()?;
     if !matches!(url.scheme(), "http" | "https") || !url.username().is_empty() || url.password().is_some() {
         return None;
@@ -274,11 +297,12 @@ pub(super) mod tests {
                 },
                 WorstItem { item_id: "t-2".into(), value: 0.25, reason: String::new(), url: None },
             ],
+            history: vec![0.9, 0.91, 0.88, 0.75, 0.71],
         }
     }
 
     /// What a reader sees, roughly: the texts in order.
-    fn texts(content: &SlackMessageContent) -> String {
+    fn texts(event: &AlertEvent, blocks: &[SlackBlock]) -> String {
         fn collect(value: &serde_json::Value, into: &mut Vec<String>) {
             match value {
                 serde_json::Value::Object(map) => {
@@ -292,14 +316,19 @@ pub(super) mod tests {
                 _ => {}
             }
         }
-        let mut lines = vec![content.text.clone().unwrap()];
-        collect(&serde_json::to_value(&content.blocks).unwrap(), &mut lines);
+        let mut lines = vec![text(event)];
+        collect(&serde_json::to_value(blocks).unwrap(), &mut lines);
         lines.join("\n")
+    }
+
+    fn seen(kind: AlertEventKind, render: fn(&AlertEvent) -> Vec<SlackBlock>) -> String {
+        let event = event(kind);
+        texts(&event, &render(&event))
     }
 
     #[test]
     fn firing() {
-        insta::assert_snapshot!(texts(&message(&event(AlertEventKind::Firing))), @"
+        insta::assert_snapshot!(seen(AlertEventKind::Firing, message), @"
         Firing: helpful-low (support-answers). helpful: mean 0.71 over 130 answers, below 0.8
         plain_text: 🔴 Firing: helpful-low · support-answers
         mrkdwn: helpful: mean 0.71 over 130 answers, below 0.8
@@ -319,7 +348,7 @@ pub(super) mod tests {
 
     #[test]
     fn repeat() {
-        insta::assert_snapshot!(texts(&reply(&event(AlertEventKind::Repeat))), @"
+        insta::assert_snapshot!(seen(AlertEventKind::Repeat, reply), @"
         Still firing: helpful-low (support-answers). helpful: mean 0.71 over 130 answers, below 0.8
         mrkdwn: 🔴 *Still firing* / helpful: mean 0.71 over 130 answers, below 0.8
         mrkdwn: • <https://lf.example/project/p/traces/t-1?a=1&amp;b=2|t-1>  *0* — Does not answer the question
@@ -334,7 +363,7 @@ pub(super) mod tests {
         event.worst.clear();
         event.value = Some(0.83);
         event.summary = "helpful: mean 0.83 over 140 answers, not below 0.8".into();
-        insta::assert_snapshot!(texts(&message(&event)), @"
+        insta::assert_snapshot!(texts(&event, &message(&event)), @"
         Resolved: helpful-low (support-answers). helpful: mean 0.83 over 140 answers, not below 0.8
         plain_text: ✅ Resolved: helpful-low · support-answers
         mrkdwn: helpful: mean 0.83 over 140 answers, not below 0.8 / It lasted 4h 20m.
@@ -347,7 +376,7 @@ pub(super) mod tests {
         mrkdwn: *Since* / <!date^1767225600^{date_short_pretty} {time}|2026-01-01 00:00 UTC>
         mrkdwn: <!date^1767241200^{date_short_pretty} {time}|2026-01-01 04:20 UTC> · run 0b8f · team=support
         ");
-        insta::assert_snapshot!(texts(&reply(&event)), @"
+        insta::assert_snapshot!(texts(&event, &reply(&event)), @"
         Resolved: helpful-low (support-answers). helpful: mean 0.83 over 140 answers, not below 0.8
         mrkdwn: ✅ *Resolved* / helpful: mean 0.83 over 140 answers, not below 0.8 / It lasted 4h 20m.
         mrkdwn: <!date^1767241200^{date_short_pretty} {time}|2026-01-01 04:20 UTC> · run 0b8f · team=support
@@ -356,7 +385,7 @@ pub(super) mod tests {
 
     #[test]
     fn one_block_as_slack_gets_it() {
-        let blocks = serde_json::to_value(message(&event(AlertEventKind::Firing)).blocks).unwrap();
+        let blocks = serde_json::to_value(message(&event(AlertEventKind::Firing))).unwrap();
         insta::assert_snapshot!(blocks[0], @r#"{"text":{"text":"🔴 Firing: helpful-low · support-answers","type":"plain_text"},"type":"header"}"#);
         insta::assert_snapshot!(blocks[1], @r#"{"text":{"text":"helpful: mean 0.71 over 130 answers, below 0.8","type":"mrkdwn","verbatim":true},"type":"section"}"#);
     }
@@ -382,8 +411,8 @@ pub(super) mod tests {
         event.worst = ["javascript:alert(1)", "https://lf.example/a|b> <!channel>", "https://langfuse.com@evil.example/"]
             .map(|url| WorstItem { item_id: HOSTILE.into(), value: 0.0, reason: HOSTILE.into(), url: Some(url.into()) })
             .to_vec();
-        for content in [message(&event), reply(&event)] {
-            let seen = texts(&content);
+        for blocks in [message(&event), reply(&event), vec![section(line(&event))]] {
+            let seen = texts(&event, &blocks);
             // All that is left in angle brackets is what this file wrote: dates and the one address that is allowed.
             for (at, _) in seen.match_indices('<') {
                 let rest = &seen[at..];
@@ -396,8 +425,8 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn slacks_limits_hold_for_any_text(text in ".{0,60}", times in 1usize..200, labels in 0usize..40) {
-            let long = text.repeat(times) + &"&<>".repeat(times * 3);
+        fn slacks_limits_hold_for_any_text(piece in ".{0,60}", times in 1usize..200, labels in 0usize..40) {
+            let long = piece.repeat(times) + &"&<>".repeat(times * 3);
             let mut event = event(AlertEventKind::Firing);
             event.alert.clone_from(&long);
             event.monitor.clone_from(&long);
@@ -408,8 +437,7 @@ pub(super) mod tests {
             event.window = Some(long.clone());
             event.labels = (0..labels).map(|n| (format!("{n}{long}"), long.clone())).collect();
             event.worst = vec![WorstItem { item_id: long.clone(), value: 1.0, reason: long.clone(), url: Some(format!("https://x.example/{long}")) }; 5];
-            for content in [message(&event), reply(&event)] {
-                let blocks = content.blocks.unwrap();
+            for blocks in [message(&event), reply(&event), vec![section(line(&event))]] {
                 prop_assert!(blocks.len() <= 50);
                 let mut total = 0;
                 let mut size = |text: &SlackBlockText, max: usize| {
@@ -436,7 +464,7 @@ pub(super) mod tests {
                     }
                 }
                 prop_assert!(total <= 12_000);
-                prop_assert!(content.text.unwrap().chars().count() <= 3_000);
+                prop_assert!(text(&event).chars().count() <= 3_000);
             }
         }
 

@@ -1,0 +1,182 @@
+use std::{fmt::Write as _, time::Duration};
+
+use async_trait::async_trait;
+use lettre::{
+    AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
+    message::{Mailbox, Mailboxes, header::ContentType},
+    transport::smtp::{self, authentication::Credentials},
+};
+
+use crate::{
+    connections::{EmailConnection, MailSecurity, mailboxes},
+    model::{AlertEvent, AlertEventKind, News},
+    sinks::{Notifier, NotifyError, SoFar, slack::plain},
+    util::{
+        secret::ExposeSecret,
+        text::{clip, figure, one_line},
+    },
+};
+
+/// Of one mail, from the first greeting to the last word.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// A line of a header.
+const SUBJECT: usize = 150;
+const TEXT: usize = 2_000;
+/// Of a mail: a group of any size stays readable.
+const ALERTS: usize = 50;
+
+/// Mails the news of a group, as plain text. Mails of one group share a thread.
+pub struct EmailNotifier {
+    transport: AsyncSmtpTransport<Tokio1Executor>,
+    from: Mailbox,
+}
+
+impl EmailNotifier {
+    /// Touches no network.
+    ///
+    /// # Errors
+    /// A sentence: TLS cannot be set up for this host.
+    pub fn new(connection: &EmailConnection) -> Result<Self, String> {
+        let host = connection.host.as_str();
+        let builder = match connection.security {
+            MailSecurity::Starttls => AsyncSmtpTransport::<Tokio1Executor>::starttls_relay(host),
+            MailSecurity::Tls => AsyncSmtpTransport::<Tokio1Executor>::relay(host),
+            MailSecurity::None => Ok(AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(host)),
+        };
+        let mut builder = builder.map_err(|error| format!("mail server {host}: {error}"))?.timeout(Some(TIMEOUT));
+        if let Some(port) = connection.port {
+            builder = builder.port(port);
+        }
+        if let Some(username) = &connection.username {
+            let password = connection.password.as_ref().map(|password| password.expose_secret().trim().to_owned()).unwrap_or_default();
+            builder = builder.credentials(Credentials::new(username.clone(), password));
+        }
+        Ok(Self { transport: builder.build(), from: connection.from.clone() })
+    }
+
+    /// A greeting, for `validate --live`; a sentence on success.
+    ///
+    /// # Errors
+    /// Why the server does not answer.
+    pub async fn probe(&self) -> Result<String, String> {
+        match self.transport.test_connection().await {
+            Ok(true) => Ok("the mail server answers".to_owned()),
+            Ok(false) => Err("the mail server does not answer".to_owned()),
+            Err(error) => Err(cause(&error)),
+        }
+    }
+}
+
+#[async_trait]
+impl Notifier for EmailNotifier {
+    async fn notify(&self, news: &News, target: &str, so_far: &mut SoFar) -> Result<(), NotifyError> {
+        let mail = mail(news, &self.from, target, so_far.thread.as_deref()).map_err(NotifyError::Dead)?;
+        let sent = tokio::time::timeout(TIMEOUT, self.transport.send(mail)).await;
+        let error = match sent {
+            Ok(Ok(_)) => {
+                so_far.thread.get_or_insert_with(|| message_id(&news.id));
+                return Ok(());
+            }
+            Ok(Err(error)) => error,
+            Err(_) => return Err(again(format!("no answer from the mail server within {TIMEOUT:?}"))),
+        };
+        // A mailbox that is not there may be made, a sender may be allowed; only the mail itself is wrong for ever.
+        let dead = error.status().is_some_and(|code| matches!(u16::from(code), 552 | 554));
+        let message = format!("mail: {}", cause(&error));
+        Err(if dead { NotifyError::Dead(message) } else { again(message) })
+    }
+}
+
+/// A mail that came twice has the same id, and is shown once by most mailboxes: nothing is unsure.
+fn again(message: String) -> NotifyError {
+    NotifyError::Retry { message, retry_after: None, unsure: false }
+}
+
+fn cause(error: &smtp::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    one_line(&cause.to_string(), 200)
+}
+
+fn message_id(id: &str) -> String {
+    format!("<{id}@assayd>")
+}
+
+fn mail(news: &News, from: &Mailbox, target: &str, thread: Option<&str>) -> Result<Message, String> {
+    let to: Mailboxes = mailboxes(target)?.into_iter().collect();
+    let mut mail = Message::builder()
+        .from(from.clone())
+        .mailbox(lettre::message::header::To::from(to))
+        .subject(subject(news))
+        .message_id(Some(message_id(&news.id)))
+        .header(ContentType::TEXT_PLAIN);
+    if let Some(thread) = thread {
+        mail = mail.in_reply_to(thread.to_owned()).references(thread.to_owned());
+    }
+    mail.body(body(news)).map_err(|error| format!("mail: {error}"))
+}
+
+fn subject(news: &News) -> String {
+    let told = told(news);
+    let firing = told.iter().filter(|event| event.kind != AlertEventKind::Resolved).count();
+    let what = match told {
+        [event] if event.kind == AlertEventKind::Notice => return one_line(&event.summary, SUBJECT),
+        [event] => format!("{} · {}", event.alert, event.monitor),
+        [event, ..] if told.iter().all(|other| other.monitor == event.monitor) => format!("{} alerts · {}", told.len(), event.monitor),
+        _ => format!("{} alerts", told.len()),
+    };
+    one_line(&if firing == 0 { format!("[resolved] {what}") } else { format!("[firing] {what}") }, SUBJECT)
+}
+
+fn told(news: &News) -> &[AlertEvent] {
+    if news.members.is_empty() { &news.changes } else { &news.members }
+}
+
+fn body(news: &News) -> String {
+    let mut text = String::new();
+    for event in told(news).iter().take(ALERTS) {
+        let _ = writeln!(text, "{}\n", clip(&plain(event), TEXT));
+        for line in &facts(event) {
+            let _ = writeln!(text, "    {line}");
+        }
+        text.push('\n');
+    }
+    if told(news).len() > ALERTS {
+        let _ = writeln!(text, "… and {} more", told(news).len() - ALERTS);
+    }
+    text
+}
+
+fn facts(event: &AlertEvent) -> Vec<String> {
+    if event.kind == AlertEventKind::Notice {
+        return Vec::new();
+    }
+    let mut facts = vec![format!("condition: {}", one_line(&event.condition, TEXT))];
+    if let Some(value) = event.value {
+        facts.push(format!("measured:  {}", figure(value)));
+    }
+    facts.push(format!("since:     {}", event.since.strftime("%Y-%m-%d %H:%M UTC")));
+    facts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sinks::receivers::{example, news};
+
+    #[test]
+    fn a_mail_says_what_fires_and_carries_no_header_of_a_traces_making() {
+        let hostile = AlertEvent { alert: "low\r\nBcc: all@example.com".to_owned(), ..example(AlertEventKind::Firing) };
+        let from = "assayd <assayd@example.com>".parse().unwrap();
+        let mail = mail(&news(vec![hostile]), &from, "ops@example.com, lead@example.com", Some("<key-0@assayd>")).unwrap();
+        let text = String::from_utf8(mail.formatted()).unwrap();
+        let (head, _) = text.split_once("\r\n\r\n").unwrap();
+        assert!(!head.lines().any(|line| line.starts_with("Bcc")), "{head}");
+        for part in ["To: ops@example.com, lead@example.com", "Message-ID: <key-1@assayd>", "In-Reply-To: <key-0@assayd>"] {
+            assert!(head.contains(part), "no `{part}` in {head}");
+        }
+        assert_eq!(mailboxes("nobody").unwrap_err(), "`nobody` is no address of a mailbox");
+    }
+}
