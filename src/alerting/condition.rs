@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     statistics::{Interval, baseline::Level, evidence::THRESHOLDS},
-    util::text::{figure, nearest},
+    util::text::{bound, figure, nearest},
 };
 
 /// `mean < 0.8`: what an alert's `when` says. It holds while something is wrong.
@@ -119,7 +119,7 @@ impl Condition {
         // A value that rounds to the threshold would read "0.8, below 0.8".
         let shown = Some(figure(value)).filter(|shown| *shown != threshold || !self.holds(value)).unwrap_or_else(|| value.to_string());
         let shown = match measured.interval {
-            Some(Interval { low, high }) => format!("{shown} ({} to {})", short(low), short(high)),
+            Some(Interval { low, high }) => format!("{shown} ({} to {})", bound(low), bound(high)),
             None => shown,
         };
         let over = if self.statistic == Statistic::N { String::new() } else { format!(" over {n} {answers}") };
@@ -127,11 +127,6 @@ impl Condition {
         let relation = self.comparison.word();
         format!("{subject}: {} {shown}{over}, {not}{relation} {threshold}", self.statistic)
     }
-}
-
-/// A bound: two decimals say all there is to say.
-fn short(bound: f64) -> String {
-    figure((bound * 100.0).round() / 100.0)
 }
 
 impl FromStr for Condition {

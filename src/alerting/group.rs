@@ -54,6 +54,7 @@ mod tests {
             summary: String::new(),
             metric: None,
             value: None,
+            interval: None,
             threshold: None,
             n: None,
             window: None,

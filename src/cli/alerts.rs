@@ -96,6 +96,7 @@ fn sample(kind: AlertEventKind) -> AlertEvent {
         summary: "TEST: nothing is wrong. This is how an alert of assayd reaches you".to_owned(),
         metric: Some("faithfulness".to_owned()),
         value: Some(0.71),
+        interval: Some((0.63, 0.78)),
         threshold: Some(0.8),
         n: Some(130),
         window: Some("24h".to_owned()),

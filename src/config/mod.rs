@@ -26,8 +26,8 @@ pub use diff::{Change, diff};
 pub use gateway::{CacheSpec, Environment, EnvironmentSpec, HookSpec, HooksSpec, KeepSpec};
 pub use load::{Cache, DEFAULT_CONFIG, Loaded, Overrides, load_monitors, load_settings, load_settings_without_keys, read_settings};
 pub use monitor::{
-    AlertSpec, ConfidenceScope, EvaluationSpec, EvidenceSpec, ExtractSpec, For, MetricSpec, MonitorSpec, OnMissing, Over, Rejudge, SamplingSpec,
-    SourceSpec, StepPatterns, Strategy,
+    AlertSpec, ConfidenceScope, EvaluationSpec, EvidenceSpec, ExtractSpec, For, MetricSpec, MonitorSpec, OnMissing, Over, Rejudge, SamplingSpec, SourceSpec,
+    StepPatterns, Strategy,
 };
 pub use routing::{Grouping, NotifyTarget, Routing};
 pub use schema::{config_schema, monitor_schema};

@@ -40,13 +40,8 @@ impl NotifyTarget {
     /// # Errors
     /// What is wrong with it, in a sentence.
     pub fn route(&self) -> Result<Route, String> {
-        let named = [
-            ("slack", &self.slack),
-            ("email", &self.email),
-            ("webhook", &self.webhook),
-            ("alertmanager", &self.alertmanager),
-            ("pagerduty", &self.pagerduty),
-        ];
+        let named =
+            [("slack", &self.slack), ("email", &self.email), ("webhook", &self.webhook), ("alertmanager", &self.alertmanager), ("pagerduty", &self.pagerduty)];
         let mut named = named.into_iter().filter_map(|(sink, value)| Some((sink, value.as_deref()?)));
         let (Some((sink, value)), None) = (named.next(), named.next()) else {
             return Err("one of `slack`, `email`, `webhook`, `alertmanager` and `pagerduty`".to_owned());
@@ -117,11 +112,7 @@ pub(super) struct GroupKeys {
 
 impl GroupKeys {
     fn over(self, above: &Grouping) -> Grouping {
-        Grouping {
-            by: self.by.unwrap_or_else(|| above.by.clone()),
-            wait: self.wait.unwrap_or(above.wait),
-            interval: self.interval.unwrap_or(above.interval),
-        }
+        Grouping { by: self.by.unwrap_or_else(|| above.by.clone()), wait: self.wait.unwrap_or(above.wait), interval: self.interval.unwrap_or(above.interval) }
     }
 }
 

@@ -68,7 +68,11 @@ pub fn notifiers(settings: &Settings, http: &Http, couriers: &Couriers) -> anyho
         }
     }
     for (name, connection) in &connections.webhook {
-        couriers.set_notifier("webhook", name, Arc::new(WebhookNotifier::new(connection, http.clone(), settings.external_url.as_ref().map_or("", Url::as_str))));
+        couriers.set_notifier(
+            "webhook",
+            name,
+            Arc::new(WebhookNotifier::new(connection, http.clone(), settings.external_url.as_ref().map_or("", Url::as_str))),
+        );
     }
     for (name, connection) in &connections.alertmanager {
         couriers.set_notifier("alertmanager", name, Arc::new(AlertmanagerNotifier::new(connection, http.clone())));

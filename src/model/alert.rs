@@ -151,6 +151,9 @@ pub struct AlertEvent {
     pub metric: Option<String>,
     /// The measured statistic, where there is one.
     pub value: Option<f64>,
+    /// Where it most likely lies (95 %), for a share or a mean.
+    #[serde(default)]
+    pub interval: Option<(f64, f64)>,
     pub threshold: Option<f64>,
     /// How many scores the figure rests on.
     pub n: Option<u64>,

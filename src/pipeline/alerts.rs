@@ -37,6 +37,7 @@ pub(super) struct Evaluation<'a> {
     pub summary: String,
     pub metric: Option<&'a str>,
     pub value: Option<f64>,
+    pub interval: Option<(f64, f64)>,
     pub threshold: Option<f64>,
     pub n: Option<u64>,
     pub window: Option<String>,
@@ -194,6 +195,7 @@ impl Moved {
             summary: before.prompt_changed(prompt).into_iter().fold(evaluation.summary, |summary, changed| format!("{summary}; {changed}")),
             metric: evaluation.metric.map(str::to_owned),
             value: evaluation.value,
+            interval: evaluation.interval,
             threshold: evaluation.threshold,
             n: evaluation.n,
             window: evaluation.window,
@@ -243,6 +245,7 @@ async fn ends(
         run_id: run_id.to_owned(),
         worst: Vec::new(),
         value: None,
+        interval: None,
         n: None,
         ..told
     };
@@ -281,6 +284,7 @@ fn found<'a>(builtin: &'a Builtin, health: &Health, before: &AlertMemory, now: T
         summary: finding.summary,
         metric: None,
         value: finding.value,
+        interval: None,
         threshold: finding.threshold,
         n: finding.n,
         window: builtin.window.map(str::to_owned),

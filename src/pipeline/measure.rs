@@ -45,6 +45,7 @@ pub(super) async fn evaluate<'a>(ended: Ended<'a>, alert: &'a AlertSpec, before:
         summary,
         metric: alert.metric.as_deref(),
         value: measured.value,
+        interval: measured.interval.map(|interval| (interval.low, interval.high)),
         threshold: condition.map(|condition| condition.threshold),
         n: Some(measured.n),
         window: Some(window),

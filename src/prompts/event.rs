@@ -76,6 +76,7 @@ impl Event {
             summary,
             metric: None,
             value: None,
+            interval: None,
             threshold: None,
             n: None,
             window: None,

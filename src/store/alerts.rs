@@ -187,9 +187,8 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn recent_run_means(&self, monitor: &str, metric: Option<&str>, of: MeanOf, n: u32) -> Result<Vec<RunMean>> {
-        let text = format!(
-            "SELECT min(slot_us) FROM (SELECT slot_us FROM runs WHERE monitor = {MONITOR} AND trigger <> 'gate' ORDER BY started_us DESC LIMIT $2)"
-        );
+        let text =
+            format!("SELECT min(slot_us) FROM (SELECT slot_us FROM runs WHERE monitor = {MONITOR} AND trigger <> 'gate' ORDER BY started_us DESC LIMIT $2)");
         let since_us: Option<i64> = sqlx::query_scalar(sql(text)).bind(monitor).bind(n).fetch_one(&self.read).await?;
         self.run_means(monitor, metric, of, since_us.unwrap_or(0)).await
     }

@@ -3,12 +3,7 @@
 use serde::{Deserialize, Serialize};
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
-use super::{
-    Closed, NewNotice, Store,
-    apply::json,
-    groups,
-    writer::Write,
-};
+use super::{Closed, NewNotice, Store, apply::json, groups, writer::Write};
 use crate::model::{PromptAt, PromptRef, PromptVersion};
 
 /// A prompt, as it was last read.

@@ -261,7 +261,13 @@ pub struct GroupTold {
 pub enum TellingEnd {
     /// Before the service is asked, so that a crash leaves a trace.
     Begun,
-    Delivered { thread: Option<String>, members: Vec<AlertEvent> },
+    Delivered {
+        thread: Option<String>,
+        members: Vec<AlertEvent>,
+    },
     Dead(String),
-    Again { failure: Failure, told: Told },
+    Again {
+        failure: Failure,
+        told: Told,
+    },
 }

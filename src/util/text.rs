@@ -41,6 +41,12 @@ pub fn figure(value: f64) -> String {
     if text == "-0" { "0".to_owned() } else { text.to_owned() }
 }
 
+/// A bound of an interval: two decimals say all there is to say.
+#[must_use]
+pub fn bound(value: f64) -> String {
+    figure((value * 100.0).round() / 100.0)
+}
+
 /// The candidate nearest to `word`, if one is near enough to be what was meant.
 #[must_use]
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

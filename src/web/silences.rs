@@ -18,7 +18,8 @@ use crate::{
 pub(super) fn pages() -> Router<Web> {
     // Its script and this server alone: whatever a link brings stays text.
     const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; connect-src 'self'; form-action 'none'; frame-ancestors 'none'";
-    let page = |kind: &'static str, text: &'static str| get(move || async move { ([(header::CONTENT_TYPE, kind), (header::CONTENT_SECURITY_POLICY, POLICY)], text) });
+    let page =
+        |kind: &'static str, text: &'static str| get(move || async move { ([(header::CONTENT_TYPE, kind), (header::CONTENT_SECURITY_POLICY, POLICY)], text) });
     Router::new()
         .route("/silences/new", page("text/html; charset=utf-8", include_str!("silence.html")))
         .route("/silences/new.js", page("text/javascript; charset=utf-8", include_str!("silence.js")))

@@ -27,6 +27,7 @@ mod experiments;
 mod faults;
 mod gate;
 mod gateway;
+mod groups;
 mod import;
 mod join;
 mod judge;

@@ -133,6 +133,7 @@ impl Story {
             summary: String::new(),
             metric: None,
             value: None,
+            interval: None,
             threshold: None,
             n: None,
             window: None,
@@ -288,7 +289,11 @@ async fn a_kill_anywhere_loses_no_transition_and_repeats_one_only_where_nobody_c
                     let unsure = [first, second, third].into_iter().filter(|kill| *kill == Some(Fault::KilledAfter)).count();
                     let all = heard.len();
                     heard.dedup();
-                    assert_eq!(heard, ["a firing | a firing", "b firing | a firing, b firing", "b resolved | a firing, b resolved"], "{first:?} {second:?} {third:?}");
+                    assert_eq!(
+                        heard,
+                        ["a firing | a firing", "b firing | a firing, b firing", "b resolved | a firing, b resolved"],
+                        "{first:?} {second:?} {third:?}"
+                    );
                     assert_eq!(all - heard.len(), if can_be_asked { 0 } else { unsure }, "{first:?} {second:?} {third:?}");
                 }
             }

@@ -57,10 +57,7 @@ mod tests {
     fn an_alert_keeps_its_labels_to_the_end() {
         let (firing, over) = (alert(&example(AlertEventKind::Firing)), alert(&example(AlertEventKind::Resolved)));
         let labels = json!({ "alertname": "low", "monitor": "support", "metric": "helpful", "severity": "critical", "team_name": "support", "_2nd": "x" });
-        assert_eq!(
-            (&firing["labels"], &firing["startsAt"], &firing["endsAt"]),
-            (&labels, &json!("2026-01-01T00:00:00Z"), &json!("2026-01-08T01:00:00Z"))
-        );
+        assert_eq!((&firing["labels"], &firing["startsAt"], &firing["endsAt"]), (&labels, &json!("2026-01-01T00:00:00Z"), &json!("2026-01-08T01:00:00Z")));
         assert_eq!(firing["labels"], over["labels"]);
         assert_eq!(over["endsAt"], "2026-01-01T01:00:00Z");
     }

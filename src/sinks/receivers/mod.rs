@@ -108,6 +108,7 @@ fn example(kind: AlertEventKind) -> AlertEvent {
         summary: "helpful: mean is below 0.8\n<script>".to_owned(),
         metric: Some("helpful".to_owned()),
         value: Some(0.71),
+        interval: Some((0.63, 0.78)),
         threshold: Some(0.8),
         n: Some(130),
         window: Some("24h".to_owned()),

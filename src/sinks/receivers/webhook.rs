@@ -88,7 +88,10 @@ mod tests {
         );
         let over = AlertEvent { alert: "very-low".to_owned(), ..example(AlertEventKind::Resolved) };
         let both = body(&news(vec![firing, over.clone()]), "ops", "");
-        assert_eq!((&both["status"], &both["alerts"][1]["status"], &both["alerts"][1]["endsAt"]), (&json!("firing"), &json!("resolved"), &json!("2026-01-01T01:00:00Z")));
+        assert_eq!(
+            (&both["status"], &both["alerts"][1]["status"], &both["alerts"][1]["endsAt"]),
+            (&json!("firing"), &json!("resolved"), &json!("2026-01-01T01:00:00Z"))
+        );
         assert!(both["commonLabels"]["alertname"].is_null() && both["commonLabels"]["monitor"] == "support", "{both}");
         assert_eq!(body(&news(vec![over]), "ops", "")["status"], "resolved");
     }

@@ -152,7 +152,15 @@ impl Client {
         }
     }
 
-    async fn search(&self, token: &SlackApiToken, method: &str, channel: &str, ts: Option<&str>, since: Timestamp, id: &str) -> Result<Option<Posted>, Failure> {
+    async fn search(
+        &self,
+        token: &SlackApiToken,
+        method: &str,
+        channel: &str,
+        ts: Option<&str>,
+        since: Timestamp,
+        id: &str,
+    ) -> Result<Option<Posted>, Failure> {
         let oldest = format!("{}.000000", since.as_second().saturating_sub(CLOCKS));
         let mut query = vec![("channel", channel), ("oldest", &oldest), ("limit", "200"), ("include_all_metadata", "true")];
         query.extend(ts.map(|ts| ("ts", ts)));

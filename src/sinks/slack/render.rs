@@ -16,7 +16,7 @@ use crate::{
     model::{AlertEvent, AlertEventKind, Severity, WorstItem},
     util::{
         duration::Human,
-        text::{clip, figure, one_line},
+        text::{bound, clip, figure, one_line},
     },
 };
 
@@ -137,7 +137,8 @@ fn fields(event: &AlertEvent) -> SlackBlock {
         fields.push(field("Metric", escape(metric, FIELD)));
     }
     if let Some(value) = event.value {
-        fields.push(field("Measured", figure(value)));
+        let interval = event.interval.map(|(low, high)| format!(" ({} to {})", bound(low), bound(high))).unwrap_or_default();
+        fields.push(field("Measured", format!("{}{interval}", figure(value))));
     }
     fields.push(field("Condition", escape(&event.condition, FIELD)));
     if let Some(n) = event.n {
@@ -281,6 +282,7 @@ pub(super) mod tests {
             summary: "helpful: mean 0.71 over 130 answers, below 0.8".into(),
             metric: Some("helpful".into()),
             value: Some(0.712_34),
+            interval: Some((0.63, 0.78)),
             threshold: Some(0.8),
             n: Some(130),
             window: Some("24h".into()),
@@ -334,11 +336,12 @@ pub(super) mod tests {
         mrkdwn: helpful: mean 0.71 over 130 answers, below 0.8
         mrkdwn: *Severity* / critical
         mrkdwn: *Metric* / helpful
-        mrkdwn: *Measured* / 0.7123
+        mrkdwn: *Measured* / 0.7123 (0.63 to 0.78)
         mrkdwn: *Condition* / mean &lt; 0.8
         mrkdwn: *Samples* / 130
         mrkdwn: *Window* / 24h
         mrkdwn: *Since* / <!date^1767225600^{date_short_pretty} {time}|2026-01-01 00:00 UTC>
+        mrkdwn: ██▇▂▁  0.9 → 0.71 over the last 5 runs
         mrkdwn: *Worst answers*
         mrkdwn: • <https://lf.example/project/p/traces/t-1?a=1&amp;b=2|t-1>  *0* — Does not answer the question
         mrkdwn: • t-2  *0.25*
@@ -369,11 +372,12 @@ pub(super) mod tests {
         mrkdwn: helpful: mean 0.83 over 140 answers, not below 0.8 / It lasted 4h 20m.
         mrkdwn: *Severity* / critical
         mrkdwn: *Metric* / helpful
-        mrkdwn: *Measured* / 0.83
+        mrkdwn: *Measured* / 0.83 (0.63 to 0.78)
         mrkdwn: *Condition* / mean &lt; 0.8
         mrkdwn: *Samples* / 130
         mrkdwn: *Window* / 24h
         mrkdwn: *Since* / <!date^1767225600^{date_short_pretty} {time}|2026-01-01 00:00 UTC>
+        mrkdwn: ██▇▂▁  0.9 → 0.71 over the last 5 runs
         mrkdwn: <!date^1767241200^{date_short_pretty} {time}|2026-01-01 04:20 UTC> · run 0b8f · team=support
         ");
         insta::assert_snapshot!(texts(&event, &reply(&event)), @"

@@ -115,12 +115,10 @@ fn bot(base: &str) -> SlackNotifier {
 }
 
 fn by_webhook(base: &str) -> SlackNotifier {
-    SlackNotifier::new(&SlackConnection {
-        token: None,
-        webhook_url: Some(format!("{base}/hook").into()),
-        signing_secret: None,
-        api_url: "https://slack.com/api/".into(),
-    }, None)
+    SlackNotifier::new(
+        &SlackConnection { token: None, webhook_url: Some(format!("{base}/hook").into()), signing_secret: None, api_url: "https://slack.com/api/".into() },
+        None,
+    )
     .unwrap()
 }
 
@@ -138,7 +136,10 @@ async fn one_firing_is_one_message_with_a_thread_and_an_edit() {
         assert_eq!(fake.methods(), ["chat.postMessage", "chat.update", "chat.postMessage", "chat.update", "chat.postMessage"]);
         let (first, repeat, edit, last) = (&calls[0].1, &calls[2].1, &calls[3].1, &calls[4].1);
         assert_eq!((first["channel"].as_str(), &first["thread_ts"]), (Some("#llm"), &Value::Null));
-        assert_eq!(first["metadata"]["event_payload"], json!({ "fingerprint": "support-answers/helpful-low/1767226500000-1", "state": "firing", "id": "key-1.0" }));
+        assert_eq!(
+            first["metadata"]["event_payload"],
+            json!({ "fingerprint": "support-answers/helpful-low/1767226500000-1", "state": "firing", "id": "key-1.0" })
+        );
         assert_eq!(first["unfurl_links"], json!(false));
         assert_eq!(first["blocks"][0]["text"]["text"], "🔴 Firing: helpful-low · support-answers");
         assert_eq!((&repeat["channel"], &repeat["thread_ts"]), (&json!("C1"), &json!("1700000000.000001")));
@@ -175,7 +176,8 @@ async fn several_alerts_are_one_message_whose_thread_tells_what_happens() {
 async fn a_group_too_long_for_a_message_goes_on_in_its_thread_and_is_taken_up_where_it_stopped() {
     with_slack(async |fake, base| {
         let slack = bot(&base);
-        let many: Vec<AlertEvent> = (0..90).map(|n| AlertEvent { alert: format!("alert-{n:02}"), summary: "x".repeat(400), ..event(AlertEventKind::Firing) }).collect();
+        let many: Vec<AlertEvent> =
+            (0..90).map(|n| AlertEvent { alert: format!("alert-{n:02}"), summary: "x".repeat(400), ..event(AlertEventKind::Firing) }).collect();
         let news = news(1, true, many.clone(), many);
         fake.plan(Json(json!({ "ok": true, "channel": "C1", "ts": "1.1" })));
         fake.refuse("ratelimited");
@@ -198,7 +200,10 @@ async fn links_lead_to_the_dashboard_and_to_a_silence() {
     let seen = |external: Option<&Url>, kind| serde_json::to_value(&pages::standing(&one(1, kind), external)[0]).unwrap().to_string();
     let linked = seen(Some(&url), AlertEventKind::Firing);
     assert!(linked.contains("<https://assayd.test/eval/|Dashboard>"), "{linked}");
-    assert!(linked.contains("<https://assayd.test/eval/silences/new?matcher=alertname%3Dhelpful-low&amp;matcher=monitor%3Dsupport-answers|Silence>"), "{linked}");
+    assert!(
+        linked.contains("<https://assayd.test/eval/silences/new?matcher=alertname%3Dhelpful-low&amp;matcher=monitor%3Dsupport-answers|Silence>"),
+        "{linked}"
+    );
     assert!(!seen(Some(&url), AlertEventKind::Resolved).contains("Silence"));
     let told = seen(None, AlertEventKind::Firing);
     assert!(told.contains("assayd silence add --for 2h --comment WHY alertname=helpful-low monitor=support-answers"), "{told}");

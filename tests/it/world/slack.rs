@@ -177,11 +177,14 @@ impl Slack {
                 if parent.is_some_and(|parent| !state.messages.iter().any(|message| message["ts"] == parent && message["thread_ts"].is_null())) {
                     self.breaches.push(format!("a reply to {parent:?}, which is no message"));
                 }
-                let (next, at) = (format!("C{}", state.channels.len() + 1), format!("1700000000.{:06}", state.messages.len() + 1));
+                let (next, at) = (format!("C{}", state.channels.len() + 1), format!("{}.{:06}", jiff::Timestamp::now().as_second(), state.messages.len() + 1));
                 let id = if state.channels.values().any(|id| *id == channel) { channel } else { state.channels.entry(channel).or_insert(next).clone() };
                 arguments["ts"] = json!(at);
                 arguments["channel_id"] = json!(id);
                 let text = arguments["text"].clone();
+                let kept = ["text", "thread_ts", "metadata"].map(|key| (key.to_owned(), arguments[key].clone()));
+                let kept: serde_json::Map<_, _> = kept.into_iter().filter(|(_, value)| !value.is_null()).chain([("ts".to_owned(), json!(at))]).collect();
+                self.history.say(&id, Value::Object(kept));
                 state.messages.push(arguments);
                 json!({ "ok": true, "channel": id, "ts": at, "message": { "type": "message", "subtype": "bot_message", "text": text, "ts": at, "bot_id": "B1" } })
             }
@@ -195,6 +198,10 @@ impl Slack {
                 let (channel, at, text) = (arguments["channel"].clone(), arguments["ts"].clone(), arguments["text"].clone());
                 state.updates.push(arguments);
                 json!({ "ok": true, "channel": channel, "ts": at, "text": text, "message": { "type": "message", "text": text, "ts": at } })
+            }
+            "conversations.list" => {
+                let all = state.channels.iter().map(|(name, id)| json!({ "id": id, "name": name.trim_start_matches('#') })).collect::<Vec<_>>();
+                json!({ "ok": true, "channels": all, "response_metadata": { "next_cursor": "" } })
             }
             "reactions.add" => json!({ "ok": true }),
             "chat.getPermalink" => json!({ "ok": true, "channel": arguments["channel"], "permalink": "https://test.slack.com/archives/C1/p1" }),
