@@ -34,49 +34,55 @@ fn condition() -> anyhow::Result<Condition> {
     "mean < 0.8".parse().map_err(anyhow::Error::msg)
 }
 
-/// One evaluation of every alert, each with a run of thirty scores.
+/// Scores of a run.
+const SCORES: usize = 30;
+
+/// One evaluation of every alert, each with a run of thirty scores. In a process of its own, so that what it takes is its own.
 fn round(size: Size, report: &mut Report) -> anyhow::Result<()> {
-    let (alerts, n) = (size.pick(10_000, 1_000), 30);
+    let (alerts, scaled) = (size.pick(10_000, 1_000), size.pick(1.0, 10.0));
+    let many = process::run(&mut process::this(&["round", &alerts.to_string()])?)?;
+    let none = process::run(&mut process::this(&["round", "0"])?)?;
+    let times: Vec<f64> = many.stdout.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let (reference, rounds) = times.split_first().context("figures of a round")?;
+    let reference = format!("their logarithms alone, one a score and bettor: {:.1} ms", reference * scaled);
+    report.figure("alerts: a round over 10,000 with a confidence, 30 scores each", median(rounds.to_vec()) * scaled, "ms", Some(50.0), &reference);
+    let reference = format!("at its peak, above that of a process without any: {:.1} MiB", none.peak_mib);
+    report.figure("alerts: memory of 10,000", (many.peak_mib - none.peak_mib) * scaled, "MiB", Some(20.0), &reference);
+    Ok(())
+}
+
+/// The hidden command behind it: prints what the logarithms alone take, then each round, in milliseconds.
+pub fn round_main(arguments: &[String]) -> anyhow::Result<()> {
+    let alerts: usize = arguments.first().context("how many alerts")?.parse()?;
     let mut chance = StdRng::seed_from_u64(1);
-    let judged: Vec<Judged> = (0..n * 100).map(|_| Judged { value: Some(chance.random()), ..Judged::default() }).collect();
+    let judged: Vec<Judged> = (0..SCORES * 100).map(|_| Judged { value: Some(chance.random()), ..Judged::default() }).collect();
+    let of = |alert: usize| &judged[alert % 100 * SCORES..][..SCORES];
     let ask = Ask { condition: condition()?, promise: HOURLY, min_samples: 0, about: "r", shared: None };
-    let memory = || process::memory_mib(std::process::id(), "VmRSS").context("this process's memory");
-    let before = memory()?;
+    let timed = |work: &mut dyn FnMut() -> anyhow::Result<()>| {
+        let started = Instant::now();
+        work()?;
+        println!("{}", started.elapsed().as_secs_f64() * 1000.0);
+        anyhow::Ok(())
+    };
+    let mut sum = 0.0;
+    timed(&mut || {
+        for judged in (0..alerts).flat_map(of) {
+            sum += FRACTIONS.iter().map(|fraction| f64::ln_1p(fraction / 0.2 * (0.8 - judged.value.unwrap_or_default()))).sum::<f64>();
+        }
+        Ok(())
+    })?;
+    black_box(sum);
     let mut memories = vec![AlertMemory::default(); alerts];
-    let mut times = Vec::new();
     for run in 0..9_i64 {
         let (id, now) = (run.to_string(), Timestamp::from_second(1_767_225_600 + 3600 * run)?);
-        let started = Instant::now();
-        for (at, memory) in memories.iter_mut().enumerate() {
-            let scores = &judged[at % 100 * n..][..n];
-            *memory = step_on_evidence(memory, &AT_ONCE, &ask, scores, now.as_second(), now, &id).map_err(anyhow::Error::msg)?.0.memory;
-        }
-        times.push(started.elapsed().as_secs_f64() * 1000.0);
-    }
-    let grown = memory()? - before;
-    black_box(&memories);
-    let reference = {
-        let started = Instant::now();
-        let mut sum = 0.0;
-        for at in 0..alerts {
-            for judged in &judged[at % 100 * n..][..n] {
-                for fraction in FRACTIONS {
-                    sum += f64::ln_1p(fraction / 0.2 * (0.8 - judged.value.unwrap_or_default()));
-                }
+        timed(&mut || {
+            for (at, memory) in memories.iter_mut().enumerate() {
+                *memory = step_on_evidence(memory, &AT_ONCE, &ask, of(at), now.as_second(), now, &id).map_err(anyhow::Error::msg)?.0.memory;
             }
-        }
-        black_box(sum);
-        started.elapsed().as_secs_f64() * 1000.0
-    };
-    let scaled = size.pick(1.0, 10.0);
-    report.figure(
-        "alerts: a round over 10,000 with a confidence, 30 scores each",
-        median(times) * scaled,
-        "ms",
-        Some(50.0),
-        &format!("their logarithms alone, one a score and bettor: {:.1} ms", reference * scaled),
-    );
-    report.figure("alerts: memory of 10,000", grown * scaled, "MiB", Some(20.0), "");
+            Ok(())
+        })?;
+    }
+    black_box(&memories);
     Ok(())
 }
 

@@ -60,6 +60,7 @@ fn main() -> ExitCode {
     let hidden = match arguments.first().map(String::as_str) {
         Some("serve") => Some(server::main(&arguments[1..])),
         Some("client") => Some(client::main(&arguments[1..])),
+        Some("round") => Some(alerts::round_main(&arguments[1..])),
         Some("scheduler") => Some(schedule::reference_main(&arguments[1..])),
         _ => None,
     };
