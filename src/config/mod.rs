@@ -13,10 +13,12 @@ mod gateway;
 mod interpolate;
 mod load;
 mod monitor;
+mod refused;
 mod schema;
 mod secrets;
 mod settings;
 mod steps;
+mod switches;
 mod text;
 mod warn;
 
@@ -30,4 +32,5 @@ pub use monitor::{
 pub use schema::{config_schema, monitor_schema};
 pub use secrets::Keyring;
 pub use settings::{AuthSpec, ConcurrencySpec, LogFormat, LogSpec, ProfileSpec, ProviderSpec, RetentionSpec, RetrySpec, Rotation, Settings};
+pub use switches::Switches;
 pub use text::faults_of_text;

@@ -7,7 +7,12 @@ use std::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{CacheSpec, Environment, EnvironmentSpec, HooksSpec, KeepSpec, NotifyTarget, Overrides, check::only, gateway::budgets};
+use super::{
+    CacheSpec, Environment, EnvironmentSpec, HooksSpec, KeepSpec, NotifyTarget, Overrides, Switches,
+    check::only,
+    gateway::budgets,
+    switches::{self, Whose},
+};
 use crate::{
     connections::Connections,
     model::Budget,
@@ -39,6 +44,8 @@ pub struct Settings {
     pub shutdown_grace: Human,
     /// Where alerts without their own `notify` go. Empty: to the log.
     pub notify: Vec<NotifyTarget>,
+    /// Of all monitors, and of the daemon.
+    pub watch: Switches,
     /// Pinged at the end of runs.
     pub heartbeat: Option<SecretString>,
     pub connections: Connections,
@@ -231,6 +238,8 @@ pub(super) struct File {
     shutdown_grace: Option<Section<Human>>,
     /// Where alerts without their own `notify` go; without it, to the log.
     notify: Option<Section<Vec<NotifyTarget>>>,
+    /// Switches of the alerts that are on by default, such as `no-data: false`; a monitor's own `watch` comes before it.
+    watch: Option<Section<Switches>>,
     /// Address of a watcher (healthchecks.io and kin): pinged after runs that did their work and whose scores leave, `/start`
     /// when the daemon begins, `/fail` when it does not work.
     #[schemars(with = "Option<String>")]
@@ -393,6 +402,7 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
         shutdown_grace: section(file.shutdown_grace, faults).unwrap_or(Human::secs(30)),
         heartbeat: section(file.heartbeat, faults),
         notify: file.notify.map(|section| notify(&section, &connections, faults)).unwrap_or_default(),
+        watch: switches::read(file.watch.as_ref(), Whose::Daemon, faults),
         connections,
         providers,
         prices: section(file.prices, faults).unwrap_or_default(),

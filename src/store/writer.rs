@@ -6,7 +6,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOp
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    DrawBatch, FinishedRun, Health, ItemOutcome, NewNotice, NoticeEnd, Retention, RunRow, SentBatch,
+    DrawBatch, FinishedRun, Health, ItemOutcome, MovedAlerts, NoticeEnd, Retention, RunRow, SentBatch,
     apply::{self, Names},
     experiments::Grouped,
     gateway::GatewayWrite,
@@ -44,12 +44,7 @@ pub(super) enum Write {
     Draw(Box<DrawBatch>),
     Outcome(Box<ItemOutcome>),
     FinishRun(Box<FinishedRun>),
-    EndAlerts {
-        monitor: String,
-        names: Vec<String>,
-        notices: Vec<NewNotice>,
-        at_us: i64,
-    },
+    Alerts(Box<MovedAlerts>),
     Sent(SentBatch),
     Outbox(OutboxChange),
     Notice {
@@ -76,7 +71,7 @@ impl Write {
             Self::BeginRun(_)
             | Self::Draw(_)
             | Self::FinishRun(_)
-            | Self::EndAlerts { .. }
+            | Self::Alerts(_)
             | Self::Notice { .. }
             | Self::Outbox(_)
             | Self::Prompt(_)
