@@ -1,13 +1,16 @@
-//! The alerts that every monitor has without being asked (SPEC 1, promise 3). Their names are what silences and routes
+//! The alerts that every monitor has without being asked (SPEC 1, promise 3). Their names are what silences, routes and `watch`
 //! hang on: they never change.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::machine::{Hold, Observed, Rule};
+use super::{
+    machine::{Hold, Observed, Rule},
+    watch::{self, Behind, Oldest},
+};
 use crate::{
-    model::Severity,
+    model::{Coverage, Severity},
     util::{
         duration::Human,
         text::{figure, one_line},
@@ -40,6 +43,12 @@ pub struct Health {
     /// Rows that sinks refused for good: in the last 24 h, and all that are kept.
     pub dead_rows_new: u64,
     pub dead_rows: u64,
+    /// Of the last 24 h.
+    pub coverage: Coverage,
+    /// The item that has waited longest for its scores.
+    pub oldest: Option<Oldest>,
+    /// Of a run that left items to its source; `None` where it took all that there was.
+    pub behind: Option<Behind>,
 }
 
 /// An alert that is on by default.
@@ -50,15 +59,21 @@ pub struct Builtin {
     pub rule: Rule,
     /// What it looks at, for messages.
     pub window: Option<&'static str>,
-    check: fn(&Health) -> Finding,
 }
 
 impl Builtin {
-    #[must_use]
-    pub fn check(&self, health: &Health) -> Finding {
-        (self.check)(health)
+    const fn new(name: &'static str, severity: Severity) -> Self {
+        Self { name, severity, rule: RULE, window: None }
+    }
+
+    /// Over the last day.
+    const fn daily(name: &'static str, severity: Severity) -> Self {
+        Self { window: Some("24h"), ..Self::new(name, severity) }
     }
 }
+
+/// What an alert looks at, and what it finds.
+pub type Check = fn(&Health) -> Finding;
 
 /// What a built-in alert saw, with what its message needs.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,7 +87,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(observed: Observed, summary: String) -> Self {
+    pub(super) fn new(observed: Observed, summary: String) -> Self {
         Self { observed, summary, value: None, threshold: None, n: None }
     }
 }
@@ -80,14 +95,37 @@ impl Finding {
 /// Fires at once: each check knows itself how much it takes. Repeats daily, since mending these takes a person.
 const RULE: Rule = Rule { hold: Hold::Runs(1), repeat: Human::hours(24), keep: Human::secs(0) };
 
-pub const BUILTINS: [Builtin; 6] = [
-    Builtin { name: "runs-failing", severity: Severity::Critical, rule: RULE, window: None, check: runs_failing },
-    Builtin { name: "no-data", severity: Severity::Warning, rule: RULE, window: None, check: no_data },
-    Builtin { name: "judgements-failed", severity: Severity::Warning, rule: RULE, window: Some("24h"), check: judgements_failed },
-    Builtin { name: "judge-blocked", severity: Severity::Critical, rule: RULE, window: None, check: judge_blocked },
-    Builtin { name: "budget-spent", severity: Severity::Warning, rule: RULE, window: None, check: budget_spent },
-    Builtin { name: "dead-rows", severity: Severity::Warning, rule: RULE, window: Some("24h"), check: dead_rows },
+use Severity::{Critical, Warning};
+
+/// Those that are evaluated when a run ends.
+pub const AFTER_RUN: [(Builtin, Check); 9] = [
+    (Builtin::new("runs-failing", Critical), runs_failing),
+    (Builtin::new("no-data", Warning), no_data),
+    (Builtin::daily("judgements-failed", Warning), judgements_failed),
+    (Builtin::new("judge-blocked", Critical), judge_blocked),
+    (Builtin::new("budget-spent", Warning), budget_spent),
+    (Builtin::daily("dead-rows", Warning), dead_rows),
+    (Builtin::daily("coverage-low", Warning), watch::coverage_low),
+    (Builtin::new("items-waiting", Warning), watch::items_waiting),
+    (Builtin::new("watermark-lag", Warning), watch::watermark_lag),
 ];
+
+/// Evaluated between runs, since it has to be seen though no run ends.
+pub const STALLED: Builtin = Builtin::new("stalled", Critical);
+
+/// Of the daemon, which goes on with the last good version of a monitor.
+pub const FILE_REFUSED: Builtin = Builtin::new("file-refused", Warning);
+
+/// Whether an alert of this name is evaluated between runs.
+#[must_use]
+pub fn between_runs(name: &str) -> bool {
+    name == STALLED.name || name == FILE_REFUSED.name
+}
+
+/// The names of those that a monitor can switch off.
+pub fn of_monitors() -> impl Iterator<Item = &'static str> {
+    AFTER_RUN.iter().map(|(builtin, _)| builtin.name).chain([STALLED.name])
+}
 
 /// With a next slot this far off, the first failure is told: the second would come too late.
 const SELDOM: Duration = Duration::from_hours(1);
@@ -172,12 +210,12 @@ fn dead_rows(health: &Health) -> Finding {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const MINUTE: Duration = Duration::from_mins(1);
 
-    fn healthy() -> Health {
+    pub(in crate::alerting) fn healthy() -> Health {
         let now = Timestamp::from_second(1_767_225_600).unwrap();
         Health {
             now,
@@ -193,31 +231,35 @@ mod tests {
             over_budget: None,
             dead_rows_new: 0,
             dead_rows: 17,
+            coverage: Coverage { judged: 100, ..Coverage::default() },
+            oldest: None,
+            behind: None,
         }
     }
 
-    fn check(name: &str, health: &Health) -> Finding {
-        BUILTINS.iter().find(|builtin| builtin.name == name).unwrap().check(health)
+    pub(in crate::alerting) fn check(name: &str, health: &Health) -> Finding {
+        AFTER_RUN.iter().find(|(builtin, _)| builtin.name == name).unwrap().1(health)
     }
 
     /// (what was observed, the sentence)
-    fn seen(name: &str, health: &Health) -> (Observed, String) {
+    pub(in crate::alerting) fn seen(name: &str, health: &Health) -> (Observed, String) {
         let finding = check(name, health);
         (finding.observed, finding.summary)
     }
 
     #[test]
     fn a_healthy_monitor_is_left_alone() {
-        for builtin in BUILTINS {
-            assert_eq!(builtin.check(&healthy()).observed, Observed::Breached(false), "{}", builtin.name);
+        for (builtin, check) in AFTER_RUN {
+            assert_eq!(check(&healthy()).observed, Observed::Breached(false), "{}", builtin.name);
         }
     }
 
     #[test]
     fn a_monitor_that_never_ran_fires_nothing() {
-        let fresh = Health { ever_succeeded: false, first_run_at: None, last_new_item_at: None, scored: 0, failed: 0, ..healthy() };
-        for builtin in BUILTINS {
-            assert_ne!(builtin.check(&fresh).observed, Observed::Breached(true), "{}", builtin.name);
+        let fresh =
+            Health { ever_succeeded: false, first_run_at: None, last_new_item_at: None, scored: 0, failed: 0, coverage: Coverage::default(), ..healthy() };
+        for (builtin, check) in AFTER_RUN {
+            assert_ne!(check(&fresh).observed, Observed::Breached(true), "{}", builtin.name);
         }
     }
 

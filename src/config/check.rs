@@ -9,7 +9,9 @@ use std::{
 use super::{
     ExtractSpec, MetricSpec, MonitorSpec, SamplingSpec, Settings, SourceSpec, Strategy,
     monitor::{File, MetricCommon, ScopeName, SourceCommon},
-    steps, warn,
+    steps,
+    switches::{self, Whose},
+    warn,
 };
 use crate::{
     connections::LangfuseConnection,
@@ -59,6 +61,7 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
     let published = file.publish.unwrap_or_default();
     let publish = publish(&published, &metrics, settings, faults);
     let alerts = super::alerts::check(&file.alerts.unwrap_or_default(), &metrics, schedule.as_ref().map(|spec| (spec, name.as_str())), settings, faults);
+    let watch = switches::read(file.watch.as_ref(), Whose::Monitor, faults).over(&settings.watch);
     if faults.len() > before {
         return None;
     }
@@ -80,6 +83,7 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         evaluation: evaluation?,
         publish,
         alerts,
+        watch,
         file: path.to_owned(),
         fingerprint: fingerprint(tree),
         warnings,

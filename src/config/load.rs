@@ -36,7 +36,7 @@ fn fault(file: &Path, message: impl Into<String>) -> Fault {
 }
 
 /// A path as the user would type it.
-fn shown(file: &Path) -> String {
+pub(super) fn shown(file: &Path) -> String {
     let file = file.strip_prefix("./").unwrap_or(file);
     file.display().to_string()
 }
@@ -147,6 +147,8 @@ pub struct Loaded {
     pub faults: Vec<Fault>,
     /// Names of monitors whose documents are faulty, where a name can be read.
     pub unfit: BTreeSet<String>,
+    /// The same by file, as the user would type it.
+    pub unfit_in: BTreeMap<String, Vec<String>>,
     /// Files with at least one fault.
     pub broken: BTreeSet<PathBuf>,
     pub files: usize,
@@ -307,6 +309,9 @@ pub fn load_monitors(dir: &Path, settings: &Settings, cache: &mut Cache) -> Load
             loaded.broken.insert(path.clone());
         }
         loaded.unfit.extend(checked.unfit.iter().cloned());
+        if !checked.unfit.is_empty() {
+            loaded.unfit_in.insert(shown(&path), checked.unfit.clone());
+        }
         loaded.faults.extend(faults);
         cache.files.insert(path, known);
     }

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{NotifyTarget, gateway::budgets, maintenance::MaintenanceFile};
+use super::{NotifyTarget, Switches, gateway::budgets, maintenance::MaintenanceFile};
 use crate::{
     alerting::{Condition, Hold, Rule, maintenance::Maintenance},
     metrics::MetricConfig,
@@ -36,12 +36,28 @@ pub struct MonitorSpec {
     pub evaluation: EvaluationSpec,
     pub publish: Vec<Arc<dyn SinkConfig>>,
     pub alerts: Vec<AlertSpec>,
+    /// Over those of the settings.
+    pub watch: Switches,
     /// The file it came from, as the user would name it.
     pub file: PathBuf,
     /// Hash of all that makes up the monitor after merging and filling in: equal fingerprints, equal behaviour.
     pub fingerprint: String,
     /// What is sound and most likely not what was meant.
     pub warnings: Vec<Fault>,
+}
+
+impl MonitorSpec {
+    /// Whether one of its own alerts has this name, and stands in the place of the one that every monitor has.
+    #[must_use]
+    pub fn has_alert(&self, name: &str) -> bool {
+        self.alerts.iter().any(|alert| alert.name == name)
+    }
+
+    /// Whether an alert that every monitor has is evaluated for this one.
+    #[must_use]
+    pub fn watches(&self, name: &str) -> bool {
+        self.watch.is_on(name) && !self.has_alert(name)
+    }
 }
 
 /// `source:`, the keys that all sources share and the block of its own kind.
@@ -350,6 +366,8 @@ pub(super) struct File {
     #[schemars(schema_with = "super::schema::publish")]
     pub publish: Option<Vec<Node>>,
     pub alerts: Option<Vec<Section<AlertFile>>>,
+    /// Switches of the alerts that every monitor has, such as `no-data: false`. Default: as in assayd.yaml.
+    pub watch: Option<Section<Switches>>,
 }
 
 /// `source:`, the keys that all kinds share.

@@ -9,11 +9,12 @@ use serde::Deserialize;
 use url::Url;
 
 use super::{
-    CacheSpec, Environment, EnvironmentSpec, HooksSpec, KeepSpec, NotifyTarget, Overrides, Routing,
+    CacheSpec, Environment, EnvironmentSpec, HooksSpec, KeepSpec, NotifyTarget, Overrides, Routing, Switches,
     check::only,
     gateway::budgets,
     maintenance::{self, MaintenanceFile},
     routing::{GroupKeys, RouteFile},
+    switches::{self, Whose},
 };
 use crate::{
     connections::Connections,
@@ -48,6 +49,8 @@ pub struct Settings {
     pub routing: Routing,
     /// Where this daemon is for people, such as `https://assayd.example.com`.
     pub external_url: Option<Url>,
+    /// Of all monitors, and of the daemon.
+    pub watch: Switches,
     /// Pinged at the end of runs.
     pub heartbeat: Option<SecretString>,
     pub connections: Connections,
@@ -252,6 +255,8 @@ pub(super) struct File {
     maintenance: Option<Vec<Section<MaintenanceFile>>>,
     /// Where this daemon is for people, such as `https://assayd.example.com`: messages link to it.
     external_url: Option<Section<String>>,
+    /// Switches of the alerts that are on by default, such as `no-data: false`; a monitor's own `watch` comes before it.
+    watch: Option<Section<Switches>>,
     /// Address of a watcher (healthchecks.io and kin): pinged after runs that did their work and whose scores leave, `/start`
     /// when the daemon begins, `/fail` when it does not work.
     #[schemars(with = "Option<String>")]
@@ -419,6 +424,7 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
         heartbeat: section(file.heartbeat, faults),
         routing,
         external_url: file.external_url.and_then(|section| external_url(&section, faults)),
+        watch: switches::read(file.watch.as_ref(), Whose::Daemon, faults),
         connections,
         providers,
         prices: section(file.prices, faults).unwrap_or_default(),

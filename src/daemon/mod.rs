@@ -1,6 +1,7 @@
 //! The daemon: one loop owns all state of the monitors ([`run`]); runs, couriers and the API are tasks that send it
 //! messages. What a message does is a method; the loop itself fits on a screen.
 
+mod between;
 mod heartbeat;
 mod housekeeping;
 mod infer;
@@ -28,7 +29,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tokio::sync::{mpsc, watch as channel};
 
 use self::{
-    monitors::Monitors,
+    monitors::{Between, Monitors},
     reload::{Asker, Looks},
     supervisor::Supervisor,
     watch::Files,
@@ -119,11 +120,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (dirty, mut changed) = mpsc::channel(1);
     let mut files = settings.poll.is_none().then(|| Files::watch(&settings.monitors, dirty));
     let (unserved, mut queues) = mpsc::unbounded_channel();
-    let mut monitors = Monitors::new(Arc::clone(&world), queue, unserved, stopped.clone());
+    let (watch, watched) = channel::channel(Arc::default());
+    let turn = between::Turn::default();
+    let mut monitors = Monitors::new(Arc::clone(&world), queue, unserved, stopped.clone(), Between { watch, turn: Arc::clone(&turn) });
     let mut looks = Looks::new(Arc::clone(&settings));
     looks.ask(Asker::Start);
     let loaded = looks.found().await;
     looks.done(&monitors.take_up(&loaded, true));
+    core.spawn("watch", between::watch(Arc::clone(&world), watched, turn, between::LOOK, stopped));
     monitors.start().await?;
     let mut chores = housekeeping::start(&world.services, &world.gateway, settings.retention).await?;
     let mut signals = signals(&[SIGTERM, SIGINT, SIGHUP])?;

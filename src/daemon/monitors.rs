@@ -10,15 +10,17 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
+    between::Turn,
     lateness, once,
     supervisor::{Ended, Supervisor},
     wire::{self, World},
 };
 use crate::{
+    alerting::FILE_REFUSED,
     config::{Change, Loaded, MonitorSpec, diff},
     control::{Refusal, RunRequest},
     model::{AlertState, Changes, OutboxChange, RunReport, Trigger},
-    pipeline::{self, Monitor, NOTICES, Order},
+    pipeline::{self, Monitor, NOTICES, Order, Scheduled, Services, Watched},
     schedule::{
         plan::{CatchUp, Plan},
         queue::{Due, Queue},
@@ -33,6 +35,14 @@ struct Active {
     plan: Arc<Plan>,
     /// Built when it first runs, by the run's own task: a thousand monitors that share a slot do not wait for each other.
     built: Arc<OnceLock<Arc<Monitor>>>,
+    /// Since when it has been on, with this schedule.
+    since: Timestamp,
+}
+
+/// Whoever evaluates alerts between runs.
+pub(super) struct Between {
+    pub watch: watch::Sender<Arc<Watched>>,
+    pub turn: Turn,
 }
 
 /// What a run is to do.
@@ -67,6 +77,7 @@ pub(super) struct Monitors {
     stopped: watch::Receiver<bool>,
     /// Queues that want a courier.
     queues: mpsc::UnboundedSender<String>,
+    between: Between,
     faults: Vec<String>,
 }
 
@@ -110,7 +121,7 @@ async fn serve_waiting(world: &World, publishers: &[Publisher], queues: &mpsc::U
 
 impl Monitors {
     /// `queues`: hands back queues that are to be served ([`Monitors::serve`]).
-    pub fn new(world: Arc<World>, queue: Queue, queues: mpsc::UnboundedSender<String>, stopped: watch::Receiver<bool>) -> Self {
+    pub fn new(world: Arc<World>, queue: Queue, queues: mpsc::UnboundedSender<String>, stopped: watch::Receiver<bool>, between: Between) -> Self {
         let mut couriers = Supervisor::default();
         let (of_notices, until) = (Arc::clone(&world), stopped.clone());
         couriers.spawn(NOTICES, async move { of_notices.couriers.serve_notices(&of_notices.services, until).await });
@@ -125,6 +136,7 @@ impl Monitors {
             errands: Supervisor::default(),
             stopped,
             queues,
+            between,
             faults: Vec::new(),
         }
     }
@@ -185,14 +197,13 @@ impl Monitors {
 
     /// Nothing else would ever end what fires of a monitor that runs no longer.
     fn end_alerts(&mut self, monitor: &str, why: &'static str) {
-        let (world, monitor) = (Arc::clone(&self.world), monitor.to_owned());
+        let (world, monitor, turn) = (Arc::clone(&self.world), monitor.to_owned(), Arc::clone(&self.between.turn));
         self.errands.spawn("alerts", async move {
+            let _turn = turn.lock().await;
             if let Err(error) = pipeline::end_alerts(&world.services, &monitor, why).await {
                 tracing::warn!(monitor, error = %format!("{error:#}"), "the alerts of a monitor that runs no longer could not be ended");
             }
-            for state in STATES {
-                telemetry::alerts(&monitor, state.as_str(), 0);
-            }
+            tell_states(&world.services, &monitor).await;
         });
     }
 
@@ -316,7 +327,10 @@ impl Monitors {
                 }
             }
             let Ok(report) = pipeline::run(&monitor, services, &order).await else { return };
-            tell_states(&report);
+            // A dry run and a release check evaluate none.
+            if !report.alerts.is_empty() {
+                tell_states(services, &report.monitor).await;
+            }
             if let Some(reply) = reply {
                 // As above.
                 drop(reply.send(Ok(report.clone())));
@@ -369,7 +383,21 @@ impl Monitors {
         telemetry::monitors("active", self.active.len() - disabled);
         telemetry::monitors("disabled", disabled);
         telemetry::monitors("broken", loaded.broken.len());
+        self.watch(loaded);
         changes
+    }
+
+    /// What is evaluated between runs from now on.
+    fn watch(&self, loaded: &Loaded) {
+        let on = self.active.values().filter(|active| active.spec.enabled);
+        let scheduled = |active: &Active| Scheduled { spec: Arc::clone(&active.spec), plan: Arc::clone(&active.plan), since: active.since };
+        let monitors = on.map(|active| (active.spec.name.clone(), scheduled(active))).collect();
+        self.between.watch.send_modify(|watched| {
+            // A look that failed found neither faults nor files.
+            let failed = loaded.faults.is_empty() && !loaded.broken.is_empty();
+            let refused = if failed { watched.refused.clone() } else { loaded.refused(self.active.values().map(|active| &active.spec)) };
+            *watched = Arc::new(Watched { monitors, refused, tell_refused: self.world.settings.watch.is_on(FILE_REFUSED.name) });
+        });
     }
 
     /// Says what is new, once.
@@ -395,7 +423,9 @@ impl Monitors {
                 } else {
                     self.queue.remove(&name);
                 }
-                self.active.insert(name, Active { spec, plan, built: Arc::default() });
+                let before = self.active.get(&name).filter(|before| before.spec.enabled && before.spec.schedule == spec.schedule);
+                let since = before.map_or(now, |before| before.since);
+                self.active.insert(name, Active { spec, plan, built: Arc::default(), since });
             }
             Err(fault) => tracing::error!(monitor = %name, %fault, "the schedule does not hold"),
         }
@@ -430,13 +460,11 @@ const STATES: [AlertState; 8] = [
 ];
 
 /// How many alerts of the monitor are in each state.
-fn tell_states(report: &RunReport) {
-    // A dry run and a release check evaluate none.
-    if report.alerts.is_empty() {
-        return;
-    }
+pub(super) async fn tell_states(services: &Services, monitor: &str) {
+    // What cannot be read now is told after the next evaluation.
+    let Ok(counted) = services.store.alert_states(monitor).await else { return };
     for state in STATES {
-        let n = report.alerts.iter().filter(|alert| alert.state == state).count();
-        telemetry::alerts(&report.monitor, state.as_str(), u32::try_from(n).unwrap_or(u32::MAX));
+        let n = counted.iter().find(|(name, _)| name == state.as_str()).map_or(0, |(_, n)| *n);
+        telemetry::alerts(monitor, state.as_str(), u32::try_from(n).unwrap_or(u32::MAX));
     }
 }

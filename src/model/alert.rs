@@ -224,3 +224,17 @@ pub struct RunMean {
     /// Judgements.
     pub n: u64,
 }
+
+/// Items drawn in the last 24 h, by what has become of them. An item whose judgement waits for less than two slots counts
+/// nowhere: that is the usual delay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// Finally decided: scored or not applicable.
+    pub judged: u64,
+    /// Given up.
+    pub failed: u64,
+    /// They wait for their judge or for money.
+    pub deferred: u64,
+    /// They wait for a run, the first one or another try.
+    pub waiting: u64,
+}

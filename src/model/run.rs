@@ -94,6 +94,9 @@ pub struct RunReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub over_budget: Option<String>,
     pub duration_ms: u64,
+    /// Of a run that took as many new items as it may (`source.limit`) and left others: how far behind now it came, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backlog_seconds: Option<u64>,
     /// The prompts from Langfuse that metrics judged with, by metric.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub prompts: BTreeMap<String, PromptUse>,

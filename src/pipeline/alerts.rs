@@ -7,14 +7,15 @@ use jiff::Timestamp;
 use super::{Monitor, Services, health::health, measure, monitor::Judge};
 use crate::{
     alerting::{
-        AlertMemory, BUILTINS, Builtin, Health, Step, Verdict,
+        AFTER_RUN, AlertMemory, Builtin, Finding, Step, Verdict, between_runs,
+        maintenance::Maintenance,
         silence::{Silence, mute},
         step,
     },
     config::NotifyTarget,
     metrics::Price,
     model::{AlertEvent, AlertEventKind, AlertLine, AlertState, MeanOf, PromptUse, RunReport, Severity, WorstItem},
-    store::{AlertRow, NewNotice, Since},
+    store::{AlertRow, MovedAlerts, NewNotice, Since},
     util::duration::Human,
 };
 
@@ -59,6 +60,25 @@ pub(super) struct Ended<'a> {
     pub now: Timestamp,
 }
 
+/// Whose alert was evaluated, and when.
+#[derive(Clone, Copy)]
+pub(super) struct Of<'a> {
+    pub services: &'a Services,
+    pub monitor: &'a str,
+    pub labels: &'a BTreeMap<String, String>,
+    pub maintenance: &'a [Maintenance],
+    /// Of a run that ended; empty between runs.
+    pub run_id: &'a str,
+    pub now: Timestamp,
+}
+
+impl<'a> From<Ended<'a>> for Of<'a> {
+    fn from(ended: Ended<'a>) -> Self {
+        let Ended { monitor, services, report, now, .. } = ended;
+        Self { services, monitor: &monitor.spec.name, labels: &monitor.spec.labels, maintenance: &monitor.spec.maintenance, run_id: &report.run_id, now }
+    }
+}
+
 /// Evaluates every alert of the monitor.
 ///
 /// # Errors
@@ -67,12 +87,14 @@ async fn after_run(ended: Ended<'_>, new_items: u64, period: std::time::Duration
     let Ended { monitor, services, report, now, .. } = ended;
     let spec = &monitor.spec;
     let mut memories = memories(services, &spec.name).await?;
+    // What is evaluated between runs ends there, too.
+    memories.retain(|name, _| !between_runs(name) || spec.has_alert(name));
     let health = health(monitor, services, report, new_items, period, now).await?;
     let silences = silences(services, now).await?;
-    let mut built_in = Vec::with_capacity(BUILTINS.len());
-    for builtin in BUILTINS.iter().filter(|builtin| spec.alerts.iter().all(|alert| alert.name != builtin.name)) {
+    let mut built_in = Vec::with_capacity(AFTER_RUN.len());
+    for (builtin, check) in AFTER_RUN.iter().filter(|(builtin, _)| spec.watches(builtin.name)) {
         let before = memories.remove(builtin.name).unwrap_or_default();
-        let evaluation = found(builtin, &health, &before, now, &report.run_id);
+        let evaluation = found(builtin, check(&health), &before, now, &report.run_id);
         built_in.push((before, evaluation));
     }
     let mut moved = Moved::default();
@@ -86,7 +108,9 @@ async fn after_run(ended: Ended<'_>, new_items: u64, period: std::time::Duration
         moved.take(ended, &before, evaluation, None, &silences).await?;
     }
     for (name, memory) in memories {
-        moved.end(ended, name, &memory).await?;
+        let off = AFTER_RUN.iter().any(|(builtin, _)| builtin.name == name);
+        let why = if off { SWITCHED_OFF } else { "the alert was taken out of the monitor" };
+        moved.end(ended.into(), name, &memory, why).await?;
     }
     Ok(moved)
 }
@@ -110,6 +134,9 @@ pub(super) async fn after_run_surely(ended: Ended<'_>, new_items: u64, period: s
     }
 }
 
+/// Why an alert ends that `watch` says no to.
+pub(super) const SWITCHED_OFF: &str = "the alert was switched off";
+
 /// What is kept of the monitor's alerts, by name.
 pub(super) async fn memories(services: &Services, monitor: &str) -> Result<BTreeMap<String, AlertMemory>, sqlx::Error> {
     let stored = services.store.alert_memories(monitor).await?;
@@ -117,7 +144,7 @@ pub(super) async fn memories(services: &Services, monitor: &str) -> Result<BTree
     Ok(stored.into_iter().map(|(name, json)| (name, serde_json::from_str(&json).unwrap_or_default())).collect())
 }
 
-async fn silences(services: &Services, now: Timestamp) -> Result<Vec<Silence>, sqlx::Error> {
+pub(super) async fn silences(services: &Services, now: Timestamp) -> Result<Vec<Silence>, sqlx::Error> {
     let rows = services.store.silences(now.as_microsecond()).await?;
     Ok(rows.iter().filter_map(|row| Silence::read(&row.body, row.starts_us, row.ends_us)).collect())
 }
@@ -138,22 +165,21 @@ fn explained(ended: Ended<'_>, evaluation: &Evaluation<'_>, built_in: &[(AlertMe
 }
 
 /// What a person asked for: a silence, or a maintenance of the monitor or of all.
-fn silenced(ended: Ended<'_>, silences: &[Silence], labels: &BTreeMap<String, String>) -> Option<String> {
-    let Ended { monitor, services, now, .. } = ended;
-    let silence = silences.iter().find(|silence| silence.mutes(labels, now)).map(|silence| format!("silence {} until {}", silence.id, silence.ends));
+fn silenced(of: Of<'_>, silences: &[Silence], labels: &BTreeMap<String, String>) -> Option<String> {
+    let silence = silences.iter().find(|silence| silence.mutes(labels, of.now)).map(|silence| format!("silence {} until {}", silence.id, silence.ends));
     silence.or_else(|| {
-        let windows = monitor.spec.maintenance.iter().chain(&services.routing.maintenance);
-        windows.filter_map(|window| window.mutes(labels, now)).max().map(|until| format!("maintenance until {until}"))
+        let windows = of.maintenance.iter().chain(&of.services.routing.maintenance);
+        windows.filter_map(|window| window.mutes(labels, of.now)).max().map(|until| format!("maintenance until {until}"))
     })
 }
 
-/// What matchers of silences look at.
-fn labels(monitor: &Monitor, evaluation: &Evaluation<'_>) -> BTreeMap<String, String> {
-    let mut labels = monitor.spec.labels.clone();
-    labels.insert("alertname".to_owned(), evaluation.name.to_owned());
-    labels.insert("monitor".to_owned(), monitor.spec.name.clone());
-    labels.insert("severity".to_owned(), evaluation.severity.as_str().to_owned());
-    labels.extend(evaluation.metric.map(|metric| ("metric".to_owned(), metric.to_owned())));
+/// What matchers of silences and routes look at.
+fn labels(own: &BTreeMap<String, String>, monitor: &str, alert: &str, severity: Severity, metric: Option<&str>) -> BTreeMap<String, String> {
+    let mut labels = own.clone();
+    labels.insert("alertname".to_owned(), alert.to_owned());
+    labels.insert("monitor".to_owned(), monitor.to_owned());
+    labels.insert("severity".to_owned(), severity.as_str().to_owned());
+    labels.extend(metric.map(|metric| ("metric".to_owned(), metric.to_owned())));
     labels
 }
 
@@ -166,60 +192,80 @@ impl Moved {
         explained: Option<String>,
         silences: &[Silence],
     ) -> Result<(), sqlx::Error> {
-        let Ended { monitor, services, report, now, .. } = ended;
-        let name = &monitor.spec.name;
-        let of = labels(monitor, &evaluation);
-        let muted = silenced(ended, silences, &of).or(explained);
-        let Step { memory: mut after, verdict } = mute(before, evaluation.after.clone(), muted.as_deref());
+        let Ended { monitor, services, report, .. } = ended;
         let prompt = evaluation.metric.and_then(|metric| prompt_of(monitor, report, metric));
+        let Some(event) = self.settle(ended.into(), before, &evaluation, explained, silences, prompt) else { return Ok(()) };
+        let worst = worst(monitor, services, &evaluation).await?;
+        let history = history(services, &monitor.spec.name, &evaluation).await?;
+        self.tell(services, AlertEvent { worst, history, ..event }, evaluation.notify).await
+    }
+
+    /// Keeps what became of the alert; the event, where people are told of it, without its worst examples.
+    pub(super) fn settle(
+        &mut self,
+        of: Of<'_>,
+        before: &AlertMemory,
+        evaluation: &Evaluation<'_>,
+        explained: Option<String>,
+        silences: &[Silence],
+        prompt: Option<&PromptUse>,
+    ) -> Option<AlertEvent> {
+        let labels = labels(of.labels, of.monitor, evaluation.name, evaluation.severity, evaluation.metric);
+        let muted = silenced(of, silences, &labels).or(explained);
+        let Step { memory: mut after, verdict } = mute(before, evaluation.after.clone(), muted.as_deref());
         after.see_prompt(prompt, matches!(verdict, Verdict::Notify(..)));
         let reason = format!("{}; {}", evaluation.summary, verdict.reason());
         self.lines.push(AlertLine { name: evaluation.name.to_owned(), state: after.state, reason: reason.clone() });
         self.rows.push(AlertRow {
-            monitor: name.clone(),
+            monitor: of.monitor.to_owned(),
             name: evaluation.name.to_owned(),
             state: after.state,
             reason,
             memory: serde_json::to_string(&after).unwrap_or_default(),
         });
-        let Verdict::Notify(kind, _) = verdict else { return Ok(()) };
-        let worst = worst(monitor, services, &evaluation).await?;
-        let history = history(services, name, &evaluation).await?;
-        let event = AlertEvent {
-            fingerprint: after.fingerprint(name, evaluation.name),
+        let Verdict::Notify(kind, _) = verdict else { return None };
+        Some(AlertEvent {
+            fingerprint: after.fingerprint(of.monitor, evaluation.name),
             kind,
-            monitor: name.clone(),
+            monitor: of.monitor.to_owned(),
             alert: evaluation.name.to_owned(),
             severity: evaluation.severity,
-            condition: evaluation.condition,
-            summary: before.prompt_changed(prompt).into_iter().fold(evaluation.summary, |summary, changed| format!("{summary}; {changed}")),
+            condition: evaluation.condition.clone(),
+            summary: before.prompt_changed(prompt).into_iter().fold(evaluation.summary.clone(), |summary, changed| format!("{summary}; {changed}")),
             metric: evaluation.metric.map(str::to_owned),
             value: evaluation.value,
             interval: evaluation.interval,
             threshold: evaluation.threshold,
             n: evaluation.n,
-            window: evaluation.window,
-            since: after.since.or(after.firing_since).unwrap_or(now),
-            at: now,
-            run_id: report.run_id.clone(),
-            labels: monitor.spec.labels.clone(),
-            worst,
-            history,
-        };
-        let told = match kind {
+            window: evaluation.window.clone(),
+            since: after.since.or(after.firing_since).unwrap_or(of.now),
+            at: of.now,
+            run_id: of.run_id.to_owned(),
+            labels: of.labels.clone(),
+            worst: Vec::new(),
+            history: Vec::new(),
+        })
+    }
+
+    pub(super) async fn tell(&mut self, services: &Services, event: AlertEvent, notify: &[NotifyTarget]) -> Result<(), sqlx::Error> {
+        let told = match event.kind {
             // Whoever was told of the beginning, whatever the settings have come to say since.
             AlertEventKind::Resolved => services.store.told(&event.fingerprint).await?.into_iter().map(|(group, _)| group).collect(),
             _ => Vec::new(),
         };
-        let groups = if told.is_empty() { services.routing.groups(evaluation.notify, &of) } else { told };
+        let groups = if told.is_empty() {
+            let labels = labels(&event.labels, &event.monitor, &event.alert, event.severity, event.metric.as_deref());
+            services.routing.groups(notify, &labels)
+        } else {
+            told
+        };
         self.notices.extend(groups.into_iter().map(|group| NewNotice { group, event: event.clone() }));
         Ok(())
     }
 
-    /// An alert that stands in the monitor no longer.
-    async fn end(&mut self, ended: Ended<'_>, name: String, memory: &AlertMemory) -> Result<(), sqlx::Error> {
-        let Ended { monitor, services, report, now, .. } = ended;
-        self.notices.extend(ends(services, (&monitor.spec.name, &name), memory, "the alert was taken out of the monitor", &report.run_id, now).await?);
+    /// An alert that is evaluated no longer.
+    pub(super) async fn end(&mut self, of: Of<'_>, name: String, memory: &AlertMemory, why: &str) -> Result<(), sqlx::Error> {
+        self.notices.extend(ends(of.services, (of.monitor, &name), memory, why, of.run_id, of.now).await?);
         self.removed.push(name);
         Ok(())
     }
@@ -262,7 +308,9 @@ pub async fn end_alerts(services: &Services, monitor: &str, why: &str) -> anyhow
     for (name, memory) in &memories {
         notices.extend(ends(services, (monitor, name), memory, why, "", services.clock.now()).await?);
     }
-    services.store.end_alerts(monitor, memories.into_keys().collect(), notices, services.now_us()).await?;
+    let moved =
+        MovedAlerts { monitor: monitor.to_owned(), at_us: services.now_us(), removed: memories.into_keys().collect(), notices, ..MovedAlerts::default() };
+    services.store.record_alerts(moved).await?;
     services.outbox.send_replace(());
     Ok(())
 }
@@ -274,8 +322,8 @@ fn prompt_of<'a>(monitor: &Monitor, report: &'a RunReport, metric: &str) -> Opti
     report.prompts.get(&spec.name).or_else(|| spec.config.parts().into_iter().filter(|part| *part != metric).find_map(|part| prompt_of(monitor, report, part)))
 }
 
-fn found<'a>(builtin: &'a Builtin, health: &Health, before: &AlertMemory, now: Timestamp, run_id: &str) -> Evaluation<'a> {
-    let finding = builtin.check(health);
+/// `run_id`: of the run whose end it is, or of the evaluation: each counts once.
+pub(super) fn found<'a>(builtin: &'a Builtin, finding: Finding, before: &AlertMemory, now: Timestamp, run_id: &str) -> Evaluation<'a> {
     Evaluation {
         name: builtin.name,
         severity: builtin.severity,

@@ -54,6 +54,10 @@ pub(super) struct Tally {
     first_failure: Option<String>,
     cost_usd: f64,
     pub gate: Option<GateReport>,
+    /// The run has as many new items as it takes.
+    pub full: bool,
+    /// How far it came.
+    watermark: Option<i64>,
 }
 
 #[derive(Default)]
@@ -132,7 +136,12 @@ impl<'a> Books<'a> {
             let lag = Duration::from_micros(u64::try_from(at_us - us).unwrap_or(0));
             telemetry::watermark_lag(&self.monitor.spec.name, lag.as_secs_f64());
         }
-        let watermark = watermark.filter(|_| regular).map(|us| (self.monitor.source_key.clone(), us));
+        let watermark = watermark.filter(|_| regular);
+        {
+            let mut tally = self.tally();
+            tally.watermark = tally.watermark.max(watermark);
+        }
+        let watermark = watermark.map(|us| (self.monitor.source_key.clone(), us));
         let batch =
             DrawBatch { monitor: self.monitor.spec.name.clone(), run_id: self.order.run.id.clone(), at_us, items, baseline, watermark, complete, again: false };
         Ok(self.services.store.record_draw(batch).await?)
@@ -280,6 +289,7 @@ impl<'a> Books<'a> {
             over_budget: tally.over_budget.clone(),
             prompts: self.metrics.iter().filter_map(|judge| Some((judge.name.to_string(), judge.prompt.clone()?))).collect(),
             gate: tally.gate.clone(),
+            backlog_seconds: tally.watermark.filter(|_| tally.full).map(|us| u64::try_from((self.services.now_us() - us) / 1_000_000).unwrap_or(0)),
             duration_ms: u64::try_from(self.services.clock.now().duration_since(started).as_millis()).unwrap_or(0),
         }
     }

@@ -1,10 +1,15 @@
 //! How a monitor is doing, for the alerts that every monitor has.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::{Monitor, Services};
 use crate::{
-    alerting::Health,
+    alerting::{
+        Health,
+        watch::{Behind, Oldest},
+    },
     model::{RunReport, RunStatus, Trigger},
 };
 
@@ -17,7 +22,7 @@ pub(super) async fn health(
     services: &Services,
     report: &RunReport,
     new_items: u64,
-    period: std::time::Duration,
+    period: Duration,
     now: Timestamp,
 ) -> Result<Health, sqlx::Error> {
     let (store, name, now_us) = (&services.store, &monitor.spec.name, now.as_microsecond());
@@ -28,6 +33,9 @@ pub(super) async fn health(
     let (scored, failed) = store.judgements(name, now_us - DAY_US).await?;
     let (dead_rows_new, dead_rows) = store.dead_rows(name, now_us - DAY_US).await?;
     let time = |us: i64| Timestamp::from_microsecond(us).ok();
+    let delay_us = i64::try_from(period.as_micros()).unwrap_or(i64::MAX).saturating_mul(2);
+    let coverage = store.coverage(name, now_us - DAY_US, now_us.saturating_sub(delay_us)).await?;
+    let oldest = store.oldest_waiting(name).await?.and_then(|(item_id, us, waiting)| Some(Oldest { item_id, since: time(us)?, waiting }));
     Ok(Health {
         now,
         period,
@@ -42,5 +50,17 @@ pub(super) async fn health(
         over_budget: report.over_budget.clone(),
         dead_rows_new,
         dead_rows,
+        coverage,
+        oldest,
+        behind: behind(report, &earlier, monitor.spec.source.settle.0, now),
     })
+}
+
+/// Runs in a row that left items to their source: what the last one's lag is compared with.
+const PACE: usize = 6;
+
+fn behind(report: &RunReport, earlier: &[RunReport], settle: Duration, now: Timestamp) -> Option<Behind> {
+    let lag = Duration::from_secs(report.backlog_seconds?);
+    let before = earlier.iter().take(PACE).map_while(|run| Some((Duration::from_secs(run.backlog_seconds?), run.slot))).last();
+    Some(Behind { lag, settle, before: before.map(|(lag, slot)| (lag, now.duration_since(slot).try_into().unwrap_or_default())) })
 }

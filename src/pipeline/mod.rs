@@ -11,6 +11,7 @@
 
 mod again;
 mod alerts;
+mod between;
 mod books;
 mod candidates;
 mod dedup;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub use alerts::end_alerts;
+pub use between::{Scheduled, Watched, Watcher};
 pub use monitor::{BuildEnv, Monitor};
 pub use publish::Couriers;
 pub use run::{Order, Progress, published, run};

@@ -56,6 +56,7 @@ impl<'a> Offers<'a> {
         let dedup::Fresh { open, baseline, full } = dedup::fresh(self.books, page).await?;
         if full {
             self.full = true;
+            self.books.tally().full = true;
             // The source may stop.
             self.pages.close();
         }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::{QueryBuilder, SqliteConnection};
 
 use super::{
-    DrawBatch, FinishedRun, NewItem, NewNotice, RunRow, experiments, gateway, groups, outbox,
+    AlertRow, DrawBatch, FinishedRun, NewItem, NewNotice, RunRow, experiments, gateway, groups, outbox,
     outcomes::{self, hex},
     prompts, retention, silences,
     writer::{Reply, Request, Write},
@@ -55,9 +55,10 @@ pub(super) async fn apply(db: &mut SqliteConnection, names: &mut Names, batch: &
                 continue;
             }
             Write::FinishRun(run) => finish_run(db, names, run).await?,
-            Write::EndAlerts { monitor, names: alerts, notices, at_us } => {
-                let monitor = names.monitor(db, monitor).await?;
-                end_alerts(db, monitor, alerts, notices, *at_us).await?;
+            Write::Alerts(moved) => {
+                let monitor = names.monitor(db, &moved.monitor).await?;
+                keep_alerts(db, monitor, &moved.rows, moved.at_us).await?;
+                end_alerts(db, monitor, &moved.removed, &moved.notices, moved.at_us).await?;
                 0
             }
             Write::Sent(batch) => outbox::sent(db, batch).await?,
@@ -202,7 +203,13 @@ async fn finish_run(db: &mut SqliteConnection, names: &mut Names, run: &Finished
     let sql = "UPDATE runs SET status = $1, finished_us = $2, new_items = $3, report = $4 WHERE id = $5";
     let new_items = i64::try_from(run.new_items).unwrap_or(i64::MAX);
     sqlx::query(sql).bind(run.report.status.as_str()).bind(run.at_us).bind(new_items).bind(report).bind(&run.report.run_id).execute(&mut *db).await?;
-    for alert in &run.alerts {
+    keep_alerts(db, monitor, &run.alerts, run.at_us).await?;
+    end_alerts(db, monitor, &run.removed_alerts, &run.notices, run.at_us).await?;
+    Ok(0)
+}
+
+async fn keep_alerts(db: &mut SqliteConnection, monitor: i64, alerts: &[AlertRow], at_us: i64) -> Result<(), sqlx::Error> {
+    for alert in alerts {
         let sql = "INSERT INTO alerts (monitor, name, state, reason, memory, updated_us) VALUES ($1, $2, $3, $4, $5, $6)
             ON CONFLICT (monitor, name) DO UPDATE SET state = excluded.state, reason = excluded.reason, memory = excluded.memory, updated_us = excluded.updated_us";
         sqlx::query(sql)
@@ -211,12 +218,11 @@ async fn finish_run(db: &mut SqliteConnection, names: &mut Names, run: &Finished
             .bind(alert.state.as_str())
             .bind(&alert.reason)
             .bind(&alert.memory)
-            .bind(run.at_us)
+            .bind(at_us)
             .execute(&mut *db)
             .await?;
     }
-    end_alerts(db, monitor, &run.removed_alerts, &run.notices, run.at_us).await?;
-    Ok(0)
+    Ok(())
 }
 
 /// Forgets alerts, and queues what people are told.

@@ -17,6 +17,7 @@ mod apply;
 mod experiments;
 mod gateway;
 mod groups;
+mod health;
 pub mod lock;
 mod lookup;
 mod outbox;
@@ -48,8 +49,8 @@ pub use retention::Retention;
 pub use secrets::{SecretsError, change_secrets, read_secrets};
 pub use silences::SilenceRow;
 pub use types::{
-    AlertRow, Baseline, DrawBatch, Due, DueGroup, Failure, Fate, FinishedRun, GroupTold, ItemEnd, ItemOutcome, Known, NewItem, NewNotice, NewScore, Pending,
-    Queue, RunRow, SentBatch, Stage, TellingEnd, Told,
+    AlertRow, Baseline, DrawBatch, Due, DueGroup, Failure, Fate, FinishedRun, GroupTold, ItemEnd, ItemOutcome, Known, MovedAlerts, NewItem, NewNotice,
+    NewScore, Pending, Queue, RunRow, SentBatch, Stage, TellingEnd, Told,
 };
 pub use writer::Writer;
 use writer::{Reply, Request, Write};
@@ -188,12 +189,12 @@ impl Store {
         self.write(Write::FinishRun(Box::new(run))).await.map(|_| ())
     }
 
-    /// Forgets alerts of a monitor that runs no longer, and queues what people are told of it.
+    /// Alerts that moved between runs, and what people are told of them.
     ///
     /// # Errors
     /// `Closed`.
-    pub async fn end_alerts(&self, monitor: &str, names: Vec<String>, notices: Vec<NewNotice>, at_us: i64) -> Result<(), Closed> {
-        self.write(Write::EndAlerts { monitor: monitor.to_owned(), names, notices, at_us }).await.map(|_| ())
+    pub async fn record_alerts(&self, moved: MovedAlerts) -> Result<(), Closed> {
+        self.write(Write::Alerts(Box::new(moved))).await.map(|_| ())
     }
 
     /// Forgets what retention no longer covers, a bounded number of rows a call; returns how many went.

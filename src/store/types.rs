@@ -181,6 +181,17 @@ pub struct FinishedRun {
     pub notices: Vec<NewNotice>,
 }
 
+/// Alerts of one monitor that moved while no run of it ended.
+#[derive(Debug, Clone, Default)]
+pub struct MovedAlerts {
+    pub monitor: String,
+    pub at_us: i64,
+    pub rows: Vec<AlertRow>,
+    /// Alerts that are forgotten.
+    pub removed: Vec<String>,
+    pub notices: Vec<NewNotice>,
+}
+
 #[derive(Debug, Clone)]
 pub struct NewNotice {
     pub group: Group,

@@ -6,7 +6,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOp
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    DrawBatch, FinishedRun, GroupTold, Health, ItemOutcome, NewNotice, Retention, RunRow, SentBatch,
+    DrawBatch, FinishedRun, GroupTold, Health, ItemOutcome, MovedAlerts, Retention, RunRow, SentBatch,
     apply::{self, Names},
     experiments::Grouped,
     gateway::GatewayWrite,
@@ -44,12 +44,7 @@ pub(super) enum Write {
     Draw(Box<DrawBatch>),
     Outcome(Box<ItemOutcome>),
     FinishRun(Box<FinishedRun>),
-    EndAlerts {
-        monitor: String,
-        names: Vec<String>,
-        notices: Vec<NewNotice>,
-        at_us: i64,
-    },
+    Alerts(Box<MovedAlerts>),
     Sent(SentBatch),
     Outbox(OutboxChange),
     Told(GroupTold),
@@ -73,7 +68,7 @@ impl Write {
             Self::BeginRun(_)
             | Self::Draw(_)
             | Self::FinishRun(_)
-            | Self::EndAlerts { .. }
+            | Self::Alerts(_)
             | Self::Told(_)
             | Self::Outbox(_)
             | Self::Prompt(_)

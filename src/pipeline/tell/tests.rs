@@ -16,7 +16,7 @@ use crate::{
     model::{AlertEventKind, Group, Severity},
     schedule::clock::Clock,
     sinks::Notifier,
-    store::{NewNotice, Store},
+    store::{MovedAlerts, NewNotice, Store},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +118,8 @@ impl Story {
         let labels = BTreeMap::from([("monitor".to_owned(), "m".to_owned())]);
         let group = Group::new(route, labels, self.wait_secs * 1_000_000, self.interval_secs * 1_000_000);
         let notices = events.iter().map(|(alert, kind)| NewNotice { group: group.clone(), event: self.event(alert, *kind) }).collect();
-        services.store.end_alerts("m", Vec::new(), notices, services.now_us()).await.unwrap();
+        let moved = MovedAlerts { monitor: "m".to_owned(), at_us: services.now_us(), rows: Vec::new(), removed: Vec::new(), notices };
+        services.store.record_alerts(moved).await.unwrap();
     }
 
     fn event(&self, alert: &str, kind: AlertEventKind) -> AlertEvent {
