@@ -24,8 +24,8 @@ pub use diff::{Change, diff};
 pub use gateway::{CacheSpec, Environment, EnvironmentSpec, HookSpec, HooksSpec, KeepSpec};
 pub use load::{Cache, DEFAULT_CONFIG, Loaded, Overrides, load_monitors, load_settings, load_settings_without_keys, read_settings};
 pub use monitor::{
-    AlertSpec, ConfidenceScope, EvaluationSpec, EvidenceSpec, ExtractSpec, For, MetricSpec, MonitorSpec, NotifyTarget, OnMissing, Over, Rejudge, SamplingSpec,
-    SourceSpec, StepPatterns, Strategy,
+    AlertSpec, BySpec, ConfidenceScope, EvaluationSpec, EvidenceSpec, ExtractSpec, For, MetricSpec, MonitorSpec, NotifyTarget, OnMissing, Over, Rejudge,
+    SamplingSpec, SourceSpec, StepPatterns, Strategy,
 };
 pub use schema::{config_schema, monitor_schema};
 pub use secrets::Keyring;

@@ -251,6 +251,8 @@ pub struct AlertSpec {
     pub name: String,
     /// Needed unless `when` is about the run (`cost_usd`).
     pub metric: Option<String>,
+    /// One alert for each value of it.
+    pub by: Option<BySpec>,
     /// `mean < 0.8`
     pub when: Condition,
     /// Once it fires it ends when this holds; without it when `when` no longer does.
@@ -279,6 +281,17 @@ impl AlertSpec {
         };
         Rule { hold, repeat: self.repeat, keep: self.keep_firing_for }
     }
+}
+
+/// What makes several alerts of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BySpec {
+    /// Expression over `trace` and the case.
+    pub value: String,
+    /// Name of the label that tells the alerts apart.
+    pub label: String,
+    /// Values with an alert of their own, at most.
+    pub limit: usize,
 }
 
 /// What an alert with `confidence` promises.
@@ -490,6 +503,11 @@ pub(super) struct AlertFile {
     pub name: String,
     /// Needed unless `when` is about the run (`cost_usd`).
     pub metric: Option<String>,
+    /// One alert for each value of an expression over `trace` and the case, such as `trace.metadata.prompt_version`; or a map with
+    /// `value`, `label` and `limit`.
+    #[serde(default)]
+    #[schemars(schema_with = "super::schema::by")]
+    pub by: Option<Node>,
     /// mean | pass_rate | failed_rate | p10 | p50 | p90 | n | cost_usd | latency_p95, a comparison, and a number (`mean < 0.8`) or a
     /// learned level (`mean < baseline - 0.02`; mean, pass_rate and failed_rate).
     #[schemars(with = "String")]
@@ -529,4 +547,19 @@ pub(super) struct AlertFile {
     pub notify: Vec<NotifyTarget>,
     /// Said again this often while it fires. Default 4h.
     pub repeat: Option<Human>,
+}
+
+/// `by:` with more than its expression.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "By")]
+pub(super) struct ByFile {
+    /// Expression over `trace` and the case; an item for which it gives nothing has the value `none`.
+    #[schemars(with = "String")]
+    pub value: Node,
+    /// The alerts' label, letters, digits and `_`. Default: the last part of the path, `prompt_version` of
+    /// `trace.metadata.prompt_version`.
+    pub label: Option<String>,
+    /// Values with an alert of their own, 1 to 200; all others are judged together, as the value `others`. Default 20.
+    pub limit: Option<usize>,
 }

@@ -86,6 +86,7 @@ pub struct AlertEvent {
     pub fingerprint: String,
     pub kind: AlertEventKind,
     pub monitor: String,
+    /// With its value, where it is one of several: `low{prompt_version="v7"}`.
     pub alert: String,
     pub severity: Severity,
     /// `mean < 0.8`, or the name of a built-in rule.
@@ -106,6 +107,26 @@ pub struct AlertEvent {
     pub labels: BTreeMap<String, String>,
     /// At most three, worst first.
     pub worst: Vec<WorstItem>,
+}
+
+impl AlertEvent {
+    /// The alert's name in the settings, which it shares with those of other values.
+    #[must_use]
+    pub fn alertname(&self) -> &str {
+        alertname(&self.alert)
+    }
+}
+
+/// The name of one of the alerts that `by` makes of one, as Prometheus writes it: `low{prompt_version="v7"}`.
+#[must_use]
+pub fn alert_of_value(alert: &str, label: &str, value: &str) -> String {
+    format!("{alert}{{{label}=\"{}\"}}", value.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// The other way round: a name in the settings has no `{`.
+#[must_use]
+pub fn alertname(name: &str) -> &str {
+    name.split_once('{').map_or(name, |(alert, _)| alert)
 }
 
 /// An example in a message. `reason` is untrusted text.
@@ -161,4 +182,18 @@ pub struct RunMean {
     pub mean: f64,
     /// Judgements.
     pub n: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_cannot_break_out_of_a_name() {
+        assert_eq!(alert_of_value("low", "version", "v\"7\\"), r#"low{version="v\"7\\"}"#);
+        for value in ["v7", "{", "\"}", ""] {
+            assert_eq!(alertname(&alert_of_value("low", "version", value)), "low");
+        }
+        assert_eq!(alertname("low"), "low");
+    }
 }

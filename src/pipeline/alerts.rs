@@ -1,10 +1,16 @@
 //! Alerts after a run: evaluate each, and hand back what is to be stored and said.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use jiff::Timestamp;
 
-use super::{Monitor, Services, health::health, measure, monitor::Judge};
+use super::{
+    Monitor, Services,
+    dimension::{self, Alerts},
+    health::health,
+    measure,
+    monitor::Judge,
+};
 use crate::{
     alerting::{
         AlertMemory, BUILTINS, Builtin, Health, Step, Verdict,
@@ -13,8 +19,8 @@ use crate::{
     },
     config::NotifyTarget,
     metrics::Price,
-    model::{AlertEvent, AlertEventKind, AlertLine, AlertState, PromptUse, Route, RunReport, Severity, WorstItem},
-    store::{AlertRow, NewNotice, Since},
+    model::{AlertEvent, AlertEventKind, AlertLine, AlertState, PromptUse, Route, RunReport, Severity, WorstItem, alertname},
+    store::{AlertRow, NewNotice, Since, Slice},
     util::duration::Human,
 };
 
@@ -30,19 +36,22 @@ pub(super) struct Moved {
 
 /// One alert, evaluated: all that is stored and said of it.
 pub(super) struct Evaluation<'a> {
-    pub name: &'a str,
+    /// With its value, where it is one of several.
+    pub name: Cow<'a, str>,
     pub severity: Severity,
     pub after: Step,
     pub condition: String,
     pub summary: String,
     pub metric: Option<&'a str>,
+    /// What tells it from the alerts of other values: a label's name and value.
+    pub label: Option<(&'a str, String)>,
     pub value: Option<f64>,
     pub threshold: Option<f64>,
     pub n: Option<u64>,
     pub window: Option<String>,
     pub notify: &'a [NotifyTarget],
     /// Where its worst examples are looked for.
-    pub worst: Option<Since>,
+    pub worst: Option<(Since, Option<Slice>)>,
 }
 
 /// The run whose end alerts are evaluated at; not stored yet.
@@ -74,17 +83,27 @@ async fn after_run(ended: Ended<'_>, new_items: u64, period: std::time::Duration
     }
     let mut moved = Moved::default();
     for alert in &spec.alerts {
-        let before = memories.remove(&alert.name).unwrap_or_default();
-        let evaluation = measure::evaluate(ended, alert, &before).await?;
-        let explained = explained(ended, &evaluation, &built_in);
-        moved.take(ended, &before, evaluation, explained, &silences).await?;
+        let Alerts { watched, vanished } = dimension::alerts(ended, alert, &mut memories).await?;
+        if watched.is_empty() {
+            moved.nothing_yet(ended, &alert.name);
+        }
+        for (watched, before) in watched {
+            let evaluation = measure::evaluate(ended, &watched, &before).await?;
+            let explained = explained(ended, &evaluation, &built_in);
+            moved.take(ended, &before, evaluation, explained, &silences).await?;
+        }
+        for (name, memory, why) in vanished {
+            moved.end(ended, name, &memory, &why).await?;
+        }
     }
     for (before, evaluation) in built_in {
         moved.take(ended, &before, evaluation, None, &silences).await?;
     }
     for (name, memory) in memories {
-        moved.end(ended, name, &memory).await?;
+        moved.end(ended, name, &memory, "the alert was taken out of the monitor").await?;
     }
+    // Another alert may have come under the same name.
+    moved.removed.retain(|name| moved.rows.iter().all(|row| row.name != *name));
     Ok(moved)
 }
 
@@ -137,7 +156,8 @@ fn explained(ended: Ended<'_>, evaluation: &Evaluation<'_>, built_in: &[(AlertMe
 /// What matchers of silences look at.
 fn labels(monitor: &Monitor, evaluation: &Evaluation<'_>) -> BTreeMap<String, String> {
     let mut labels = monitor.spec.labels.clone();
-    labels.insert("alertname".to_owned(), evaluation.name.to_owned());
+    labels.extend(evaluation.label.iter().map(|(label, value)| ((*label).to_owned(), value.clone())));
+    labels.insert("alertname".to_owned(), alertname(&evaluation.name).to_owned());
     labels.insert("monitor".to_owned(), monitor.spec.name.clone());
     labels.insert("severity".to_owned(), evaluation.severity.as_str().to_owned());
     labels.extend(evaluation.metric.map(|metric| ("metric".to_owned(), metric.to_owned())));
@@ -161,10 +181,10 @@ impl Moved {
         let prompt = evaluation.metric.and_then(|metric| prompt_of(monitor, report, metric));
         after.see_prompt(prompt, matches!(verdict, Verdict::Notify(..)));
         let reason = format!("{}; {}", evaluation.summary, verdict.reason());
-        self.lines.push(AlertLine { name: evaluation.name.to_owned(), state: after.state, reason: reason.clone() });
+        self.lines.push(AlertLine { name: evaluation.name.to_string(), state: after.state, reason: reason.clone() });
         self.rows.push(AlertRow {
             monitor: name.clone(),
-            name: evaluation.name.to_owned(),
+            name: evaluation.name.to_string(),
             state: after.state,
             reason,
             memory: serde_json::to_string(&after).unwrap_or_default(),
@@ -172,10 +192,10 @@ impl Moved {
         let Verdict::Notify(kind, _) = verdict else { return Ok(()) };
         let worst = worst(monitor, services, &evaluation).await?;
         let event = AlertEvent {
-            fingerprint: after.fingerprint(name, evaluation.name),
+            fingerprint: after.fingerprint(name, &evaluation.name),
             kind,
             monitor: name.clone(),
-            alert: evaluation.name.to_owned(),
+            alert: evaluation.name.into_owned(),
             severity: evaluation.severity,
             condition: evaluation.condition,
             summary: before.prompt_changed(prompt).into_iter().fold(evaluation.summary, |summary, changed| format!("{summary}; {changed}")),
@@ -187,7 +207,7 @@ impl Moved {
             since: after.since.or(after.firing_since).unwrap_or(now),
             at: now,
             run_id: report.run_id.clone(),
-            labels: monitor.spec.labels.clone(),
+            labels: monitor.spec.labels.clone().into_iter().chain(evaluation.label.map(|(label, value)| (label.to_owned(), value))).collect(),
             worst,
         };
         let told = match kind {
@@ -200,10 +220,21 @@ impl Moved {
         Ok(())
     }
 
-    /// An alert that stands in the monitor no longer.
-    async fn end(&mut self, ended: Ended<'_>, name: String, memory: &AlertMemory) -> Result<(), sqlx::Error> {
+    /// An alert by value, of which no value was seen.
+    fn nothing_yet(&mut self, ended: Ended<'_>, name: &str) {
+        let (state, reason) = (AlertState::NoData, "no item was judged since it looks at values".to_owned());
+        let memory = serde_json::to_string(&AlertMemory { state, ..AlertMemory::default() }).unwrap_or_default();
+        self.lines.push(AlertLine { name: name.to_owned(), state, reason: reason.clone() });
+        self.rows.push(AlertRow { monitor: ended.monitor.spec.name.clone(), name: name.to_owned(), state, reason, memory });
+    }
+
+    /// An alert that stands in the monitor no longer, or whose value is gone.
+    async fn end(&mut self, ended: Ended<'_>, name: String, memory: &AlertMemory, why: &str) -> Result<(), sqlx::Error> {
         let Ended { monitor, services, report, now, .. } = ended;
-        self.notices.extend(ends(services, (&monitor.spec.name, &name), memory, "the alert was taken out of the monitor", &report.run_id, now).await?);
+        self.notices.extend(ends(services, (&monitor.spec.name, &name), memory, why, &report.run_id, now).await?);
+        if memory.state == AlertState::Firing && self.lines.iter().all(|line| line.name != name) {
+            self.lines.push(AlertLine { name: name.clone(), state: AlertState::Resolved, reason: why.to_owned() });
+        }
         self.removed.push(name);
         Ok(())
     }
@@ -271,12 +302,13 @@ pub fn routes(own: &[NotifyTarget], default: &[NotifyTarget]) -> Vec<Route> {
 fn found<'a>(builtin: &'a Builtin, health: &Health, before: &AlertMemory, now: Timestamp, run_id: &str) -> Evaluation<'a> {
     let finding = builtin.check(health);
     Evaluation {
-        name: builtin.name,
+        name: builtin.name.into(),
         severity: builtin.severity,
         after: step(before, &builtin.rule, &finding.observed, now, run_id),
         condition: builtin.name.to_owned(),
         summary: finding.summary,
         metric: None,
+        label: None,
         value: finding.value,
         threshold: finding.threshold,
         n: finding.n,
@@ -288,9 +320,9 @@ fn found<'a>(builtin: &'a Builtin, health: &Health, before: &AlertMemory, now: T
 
 /// The three worst items of the window, for a message about a metric.
 async fn worst(monitor: &Monitor, services: &Services, evaluation: &Evaluation<'_>) -> Result<Vec<WorstItem>, sqlx::Error> {
-    let (Some(metric), Some(since)) = (evaluation.metric, &evaluation.worst) else { return Ok(Vec::new()) };
+    let (Some(metric), Some((since, slice))) = (evaluation.metric, &evaluation.worst) else { return Ok(Vec::new()) };
     let higher_is_better = monitor.metrics.iter().find(|judge| judge.gives.may_give(&judge.name, metric)).is_none_or(|judge| judge.higher_is_better);
-    let rows = services.store.worst(&monitor.spec.name, metric, since, higher_is_better, 3).await?;
+    let rows = services.store.worst(&monitor.spec.name, metric, since, slice.as_ref(), higher_is_better, 3).await?;
     Ok(rows.into_iter().map(|(item_id, value, reason, url)| WorstItem { item_id, value, reason, url }).collect())
 }
 

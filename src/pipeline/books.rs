@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     metrics::Gives,
-    model::{BodyKey, Decision, GateReport, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait, content_hash},
+    model::{BodyKey, Decision, GateReport, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait, alertname, content_hash},
     sources::Window,
     statistics::{
         Interval,
@@ -104,7 +104,7 @@ impl<'a> Books<'a> {
             return Ok(1);
         }
         let memories = super::alerts::memories(self.services, &self.monitor.spec.name).await?;
-        let in_doubt = wanted.into_iter().filter(|(alert, _)| memories.get(&alert.name).is_some_and(crate::alerting::AlertMemory::in_doubt));
+        let in_doubt = wanted.into_iter().filter(|(alert, _)| memories.iter().any(|(name, memory)| alertname(name) == alert.name && memory.in_doubt()));
         Ok(in_doubt.map(|(_, boost)| boost).max().unwrap_or(1))
     }
 
@@ -164,6 +164,7 @@ impl<'a> Books<'a> {
             url: trace.and_then(|trace| trace.url.clone()),
             at_us: self.services.now_us(),
             scores: Vec::new(),
+            values: Vec::new(),
             stale: Vec::new(),
             queues: Arc::clone(&self.queues),
             body: None,
@@ -186,7 +187,8 @@ impl<'a> Books<'a> {
             tally.first_failure.get_or_insert_with(|| reason.clone());
         }
         let body = self.body(item).filter(|_| !scores.is_empty());
-        ItemOutcome { scores: scores.into_iter().filter(|score| !matches!(score.outcome, Outcome::Deferred { .. })).collect(), body, end, ..bare }
+        let values = self.monitor.dimensions.iter().map(|dimension| dimension.of(item)).collect();
+        ItemOutcome { values, scores: scores.into_iter().filter(|score| !matches!(score.outcome, Outcome::Deferred { .. })).collect(), body, end, ..bare }
     }
 
     /// The item for the sinks that want it.

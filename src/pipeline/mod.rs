@@ -14,6 +14,7 @@ mod alerts;
 mod books;
 mod candidates;
 mod dedup;
+mod dimension;
 mod evaluate;
 mod extract;
 mod gate;

@@ -37,7 +37,7 @@ use sqlx::{
 };
 use tokio::sync::watch;
 
-pub use alerts::Since;
+pub use alerts::{Since, Slice, ValueSeen};
 pub use gateway::{CachedRow, CallRow, UsageRow};
 use lookup::Lookup;
 pub use outbox::QueueStatus;

@@ -20,6 +20,7 @@ mod alerts;
 mod build;
 mod calibrate;
 mod cli;
+mod dimensions;
 mod draw;
 mod evaluate;
 mod evidence;

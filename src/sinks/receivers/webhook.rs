@@ -38,7 +38,7 @@ fn body(event: &AlertEvent, receiver: &str) -> Value {
         "groupKey": event.fingerprint,
         "status": status(event),
         "receiver": receiver,
-        "groupLabels": { "alertname": event.alert, "monitor": event.monitor },
+        "groupLabels": { "alertname": event.alertname(), "monitor": event.monitor },
         "commonLabels": labels,
         "commonAnnotations": annotations,
         "externalURL": "",
