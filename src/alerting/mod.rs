@@ -9,8 +9,9 @@
 //! An alert with `confidence` goes another way: it looks at each run's scores once, when the run ends, and gathers
 //! [`evidence`]; its window only serves what is shown. One that compares with a `baseline` learns that level first
 //! ([`baseline`]). The formulas are those of [`statistics`](crate::statistics). One with `by` is an alert for each value of an
-//! expression ([`dimension`]), each of which goes its own way.
+//! expression ([`dimension`]), each of which goes its own way. Whether it is the judge that changed is told by [`anchors`].
 
+pub mod anchors;
 pub mod baseline;
 mod builtin;
 mod condition;

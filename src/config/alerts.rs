@@ -35,15 +35,19 @@ const LIMIT: usize = 20;
 /// Each is looked at after every run.
 const MAX_LIMIT: usize = 200;
 
-/// `schedule` and the monitor's name are those that were read, if they were.
+/// Seconds between two runs.
+pub(super) fn interval(schedule: &ScheduleSpec, monitor: &str) -> Option<f64> {
+    Plan::new(schedule, monitor).ok()?.mean_gap(Timestamp::UNIX_EPOCH)
+}
+
+/// `interval`: seconds between two runs, if that is known.
 pub(super) fn check(
     sections: &[Section<AlertFile>],
     metrics: &[MetricSpec],
-    schedule: Option<(&ScheduleSpec, &str)>,
+    interval: Option<f64>,
     settings: &Settings,
     faults: &mut Vec<Fault>,
 ) -> Vec<AlertSpec> {
-    let interval = schedule.and_then(|(spec, name)| Plan::new(spec, name).ok()).and_then(|plan| plan.mean_gap(Timestamp::UNIX_EPOCH));
     let mut alerts: Vec<AlertSpec> = Vec::with_capacity(sections.len());
     for section in sections {
         let node = &section.node;

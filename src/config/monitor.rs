@@ -3,7 +3,10 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::gateway::budgets;
+use super::{
+    anchors::{AnchorsFile, AnchorsSpec},
+    gateway::budgets,
+};
 use crate::{
     alerting::{Condition, Hold, Rule},
     connections::{self, Connections},
@@ -35,6 +38,8 @@ pub struct MonitorSpec {
     pub evaluation: EvaluationSpec,
     pub publish: Vec<Arc<dyn SinkConfig>>,
     pub alerts: Vec<AlertSpec>,
+    /// What its judges are held against.
+    pub anchors: Option<AnchorsSpec>,
     /// The file it came from, as the user would name it.
     pub file: PathBuf,
     /// Hash of all that makes up the monitor after merging and filling in: equal fingerprints, equal behaviour.
@@ -412,6 +417,8 @@ pub(super) struct File {
     #[schemars(schema_with = "super::schema::publish")]
     pub publish: Option<Vec<Node>>,
     pub alerts: Option<Vec<Section<AlertFile>>>,
+    /// Labelled items that judges are asked about again and again: they tell a judge that changed from a product that did.
+    pub anchors: Option<Section<AnchorsFile>>,
 }
 
 /// `source:`, the keys that all kinds share.

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::{
     Monitor, Services,
+    anchors::{self, Looked},
     dimension::{self, Alerts},
     health::health,
     measure,
@@ -63,6 +64,8 @@ pub(super) struct Ended<'a> {
     pub services: &'a Services,
     pub report: &'a RunReport,
     pub now: Timestamp,
+    /// What its judges were held against; `None` where it did not come to that.
+    pub anchors: Option<&'a Looked>,
 }
 
 /// Evaluates every alert of the monitor.
@@ -82,6 +85,7 @@ async fn after_run(ended: Ended<'_>, new_items: u64, period: std::time::Duration
         built_in.push((before, evaluation));
     }
     let mut moved = Moved::default();
+    let judges = anchors::evaluate(ended, &mut memories).await?;
     for alert in &spec.alerts {
         let Alerts { watched, vanished } = dimension::alerts(ended, alert, &mut memories).await?;
         if watched.is_empty() {
@@ -89,12 +93,19 @@ async fn after_run(ended: Ended<'_>, new_items: u64, period: std::time::Duration
         }
         for (watched, before) in watched {
             let evaluation = measure::evaluate(ended, &watched, &before).await?;
-            let explained = explained(ended, &evaluation, &built_in);
+            let explained = explained(ended, &evaluation, &built_in).or_else(|| judges.explain(ended, alert));
             moved.take(ended, &before, evaluation, explained, &silences).await?;
         }
         for (name, memory, why) in vanished {
             moved.end(ended, name, &memory, &why).await?;
         }
+    }
+    moved.lines.extend(judges.unchanged);
+    for (before, evaluation) in judges.evaluated {
+        moved.take(ended, &before, evaluation, None, &silences).await?;
+    }
+    for (name, memory) in judges.edited {
+        moved.end(ended, name, &memory, "the judge or its anchors were edited: how well they agree is learned anew").await?;
     }
     for (before, evaluation) in built_in {
         moved.take(ended, &before, evaluation, None, &silences).await?;

@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Monitor, Services,
+    anchors::Looked,
     evaluate::Drawn,
     monitor::Judge,
     run::{Order, Progress, Stopped},
@@ -54,6 +55,8 @@ pub(super) struct Tally {
     first_failure: Option<String>,
     cost_usd: f64,
     pub gate: Option<GateReport>,
+    /// What the run's judges were held against.
+    pub anchors: Option<Looked>,
 }
 
 #[derive(Default)]
@@ -211,6 +214,11 @@ impl<'a> Books<'a> {
             }
         }
         self.tell_progress();
+    }
+
+    /// What was paid for something else than a score.
+    pub(super) fn spent(&self, usd: Option<f64>) {
+        self.tally().cost_usd += usd.unwrap_or(0.0);
     }
 
     pub(super) fn note(&self, scores: &[NewScore]) {

@@ -208,7 +208,7 @@ fn about(ended: Ended<'_>, alert: &AlertSpec) -> String {
 }
 
 /// Seconds between two runs.
-fn interval(monitor: &Monitor, slot: Timestamp) -> f64 {
+pub(super) fn interval(monitor: &Monitor, slot: Timestamp) -> f64 {
     let spec = &monitor.spec;
     Plan::new(&spec.schedule, &spec.name).ok().and_then(|plan| plan.mean_gap(slot)).unwrap_or(3600.0)
 }

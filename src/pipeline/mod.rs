@@ -11,6 +11,7 @@
 
 mod again;
 mod alerts;
+mod anchors;
 mod books;
 mod candidates;
 mod dedup;

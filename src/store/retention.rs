@@ -3,7 +3,7 @@
 
 use sqlx::SqliteConnection;
 
-use super::gateway;
+use super::{anchors, gateway};
 
 /// Everything before these instants may go, in microseconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +58,7 @@ pub(super) async fn retain(db: &mut SqliteConnection, retention: &Retention) -> 
     gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM bodies WHERE id IN (SELECT id FROM bodies b WHERE NOT EXISTS (SELECT 1 FROM outbox o WHERE o.body = b.id) LIMIT $1)";
     gone += sqlx::query(sql).bind(limit).execute(&mut *db).await?.rows_affected();
+    gone += anchors::retain(db, scores_before, retention.runs_before_us, limit).await?;
     gone += gateway::retain(db, retention.now_us, retention.runs_before_us, limit).await?;
     Ok(gone)
 }

@@ -17,6 +17,7 @@
 )]
 
 mod alerts;
+mod anchors;
 mod build;
 mod calibrate;
 mod cli;
