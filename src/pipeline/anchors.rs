@@ -217,8 +217,8 @@ pub(super) async fn evaluate<'a>(ended: Ended<'a>, memories: &mut BTreeMap<Strin
                 }
             }
         }
-        Some(Looked::Unreadable(reason)) => judges.keep(memories, reason),
-        None => judges.keep(memories, "no anchor was judged in this run"),
+        Some(Looked::Unreadable(reason)) => judges.fault(ended, memories, reason),
+        None => judges.keep(memories),
     }
     Ok(judges)
 }
@@ -234,45 +234,69 @@ impl<'a> Judges<'a> {
         } else {
             before
         };
-        let Compared { mut after, summary, threshold } = if away {
-            let nothing = step(&before, &RULE, &Observed::NoData, ended.now, &ended.report.run_id);
-            Compared { after: nothing, summary: "no anchor was judged in this run".to_owned(), threshold: None }
+        let compared = if away {
+            let after = step(&before, &RULE, &Observed::NoData, ended.now, &ended.report.run_id);
+            Compared { after, summary: "no anchor was judged in this run".to_owned(), threshold: None }
         } else {
-            said.compare(ended, spec, metric, &before)
+            let mut compared = said.compare(ended, spec, metric, &before);
+            compared.after.memory.of = Some(OfValue { by: said.about.clone(), value: metric.to_owned() });
+            compared
         };
-        if !away {
-            after.memory.of = Some(OfValue { by: said.about.clone(), value: metric.to_owned() });
-        }
-        if after.memory.state == AlertState::Firing {
-            self.changed.insert(metric.to_owned());
-        }
-        let evaluation = Evaluation {
-            name: name.into(),
-            severity: Severity::Warning,
-            after,
-            condition: JUDGE_CHANGED.to_owned(),
-            summary,
-            metric: Some(metric),
-            label: None,
-            value: said.share(),
-            threshold,
-            n: Some(said.run.len() as u64),
-            window: Some("1 run".to_owned()),
-            notify: &[],
-            worst: None,
-        };
+        self.note(&compared.after.memory);
+        let evaluation =
+            Evaluation { value: said.share(), n: Some(said.run.len() as u64), window: Some("1 run".to_owned()), ..evaluation(name, Some(metric), compared) };
         self.evaluated.push((before, evaluation));
     }
 
-    fn keep(&mut self, memories: &mut BTreeMap<String, AlertMemory>, reason: &str) {
-        let names: Vec<String> = memories.keys().filter(|name| alertname(name) == JUDGE_CHANGED).cloned().collect();
-        for name in names {
-            let Some(memory) = memories.remove(&name) else { continue };
-            if let Some(of) = memory.of.filter(|_| memory.state == AlertState::Firing) {
-                self.changed.insert(of.value);
-            }
-            self.unchanged.push(AlertLine { name, state: memory.state, reason: reason.to_owned() });
+    /// The run did not come to the anchors: all is as it was.
+    fn keep(&mut self, memories: &mut BTreeMap<String, AlertMemory>) {
+        for (name, memory) in take_kept(memories) {
+            self.note(&memory);
+            self.unchanged.push(AlertLine { name, state: memory.state, reason: "no anchor was judged in this run".to_owned() });
         }
+    }
+
+    /// There are no anchors to be judged; whose labels there are is not known where there never were any.
+    fn fault(&mut self, ended: Ended<'_>, memories: &mut BTreeMap<String, AlertMemory>, reason: &str) {
+        let mut kept = take_kept(memories);
+        if kept.is_empty() {
+            kept.push((JUDGE_CHANGED.to_owned(), AlertMemory::default()));
+        }
+        for (name, before) in kept {
+            let after = step(&before, &RULE, &Observed::Error(reason.to_owned()), ended.now, &ended.report.run_id);
+            self.note(&before);
+            let summary = "the anchors cannot be read".to_owned();
+            self.evaluated.push((before, evaluation(name, None, Compared { after, summary, threshold: None })));
+        }
+    }
+
+    /// What fires explains what rests on the judge.
+    fn note(&mut self, memory: &AlertMemory) {
+        let metric = memory.of.as_ref().filter(|_| memory.state == AlertState::Firing).map(|of| of.value.clone());
+        self.changed.extend(metric);
+    }
+}
+
+fn take_kept(memories: &mut BTreeMap<String, AlertMemory>) -> Vec<(String, AlertMemory)> {
+    let names: Vec<String> = memories.keys().filter(|name| alertname(name) == JUDGE_CHANGED).cloned().collect();
+    names.into_iter().filter_map(|name| Some((name.clone(), memories.remove(&name)?))).collect()
+}
+
+fn evaluation(name: String, metric: Option<&str>, Compared { after, summary, threshold }: Compared) -> Evaluation<'_> {
+    Evaluation {
+        name: name.into(),
+        severity: Severity::Warning,
+        after,
+        condition: JUDGE_CHANGED.to_owned(),
+        summary,
+        metric,
+        label: None,
+        value: None,
+        threshold,
+        n: None,
+        window: None,
+        notify: &[],
+        worst: None,
     }
 }
 

@@ -237,3 +237,19 @@ async fn what_is_wrong_with_anchors_is_told() {
         assert!(said.contains(message), "{said}");
     }
 }
+
+#[tokio::test]
+async fn a_file_that_goes_away_is_told_and_stops_no_monitor() {
+    let site = site(&json!({ "schedule": { "every": "1s" } })).await;
+    site.write("answers.jsonl", "");
+    let _daemon = site.daemon().await;
+    site.until("the start", |world| world.llm.answered() >= 10).await;
+    std::fs::remove_file(site.path("monitors/anchors.jsonl")).unwrap();
+    site.says("the anchors cannot be read").await;
+    site.more_runs("m", 2).await;
+    let shows = async |word: &str| site.run(&["status"]).await.expect(0).said().contains(&format!("judge-changed{{metric=\"helpful\"}}: {word}"));
+    site.wait("the alert to say so", async || shows("error").await).await;
+    site.write("monitors/anchors.jsonl", anchors());
+    site.wait("the anchors to be judged again", async || !shows("error").await).await;
+    assert_eq!(site.metric("assayd_runs_total", &[("status", "failed")]).await, 0.0);
+}

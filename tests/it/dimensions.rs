@@ -77,6 +77,8 @@ async fn only_the_alert_of_the_bad_version_fires_and_says_which_it_is() {
         assert!(text.contains("v8") && !text.contains("v7"), "{text}");
         let status = site.run(&["status"]).await.expect(0).said();
         assert!(status.contains("low{prompt_version=\"v8\"}: firing"), "{status}");
+        let explained = site.run(&["explain", "m", "v8-60"]).await.expect(0).said();
+        assert!(explained.contains("trace.metadata.prompt_version = v8"), "{explained}");
     }
 }
 
