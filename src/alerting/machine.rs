@@ -81,6 +81,18 @@ pub struct AlertMemory {
     /// Of an alert that compares with a level it has learned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<Learned>,
+    /// Of an alert with `by`, and of `judge-changed`, which is one for each metric.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of: Option<OfValue>,
+}
+
+/// Which of the alerts that `by` makes of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfValue {
+    /// The expression; of `judge-changed`, which judge and anchors it looks at.
+    pub by: String,
+    /// Untrusted text.
+    pub value: String,
 }
 
 impl AlertMemory {

@@ -8,11 +8,14 @@
 //!
 //! An alert with `confidence` goes another way: it looks at each run's scores once, when the run ends, and gathers
 //! [`evidence`]; its window only serves what is shown. One that compares with a `baseline` learns that level first
-//! ([`baseline`]). The formulas are those of [`statistics`](crate::statistics).
+//! ([`baseline`]). The formulas are those of [`statistics`](crate::statistics). One with `by` is an alert for each value of an
+//! expression ([`dimension`]), each of which goes its own way. Whether it is the judge that changed is told by [`anchors`].
 
+pub mod anchors;
 pub mod baseline;
 mod builtin;
 mod condition;
+pub mod dimension;
 pub mod evidence;
 pub mod group;
 mod machine;
@@ -24,5 +27,5 @@ pub mod watch;
 
 pub use builtin::{AFTER_RUN, Builtin, FILE_REFUSED, Finding, Health, STALLED, between_runs, of_monitors};
 pub use condition::{Comparison, Condition};
-pub use machine::{AlertMemory, Hold, Observed, Reason, Rule, Step, Verdict, step};
+pub use machine::{AlertMemory, Hold, Observed, OfValue, Reason, Rule, Step, Verdict, step};
 pub use measure::{Measured, Statistic, percentile};

@@ -109,7 +109,7 @@ pub struct Silence {
 }
 
 impl Silence {
-    /// `labels` are those of the monitor, `alertname`, `monitor`, `metric` and `severity`.
+    /// `labels` are those of the monitor, that of the alert's `by`, `alertname`, `monitor`, `metric` and `severity`.
     #[must_use]
     pub fn mutes(&self, labels: &BTreeMap<String, String>, now: Timestamp) -> bool {
         self.starts <= now && now < self.ends && self.matchers.iter().all(|matcher| matcher.fits(labels))

@@ -41,6 +41,9 @@ fn render(life: &ItemLife) -> String {
     }
     let _ = writeln!(out, "  decision   {}  since {}", life.decision, time(life.decided_us));
     let _ = writeln!(out, "             {} (run {}, attempts {})", one_line(&life.reason, 300), life.run_id, life.attempts);
+    for (by, value) in &life.values {
+        let _ = writeln!(out, "  by         {} = {}", one_line(by, 100), one_line(value, 100));
+    }
     for (score, answer) in life.scores.iter().zip(&life.answers) {
         let figure = match (score.value, &score.label) {
             (Some(value), Some(label)) => format!("{value:.3} ({})", one_line(label, 60)),
@@ -98,6 +101,7 @@ mod tests {
             events: Vec::new(),
             scores: vec![serde_json::from_value(score).unwrap()],
             answers: vec![None],
+            values: Vec::new(),
             deliveries: Vec::new(),
         };
         let told = render(&life);

@@ -32,7 +32,7 @@ pub(super) enum Action {
         /// Who [default: the user's name]
         #[arg(long, env = "USER", default_value = "unknown")]
         author: String,
-        /// alertname=, monitor=, metric=, severity=, or a label of the monitor; = != =~ !~; all have to fit
+        /// alertname=, monitor=, metric=, severity=, a label of the monitor or of an alert's `by`; = != =~ !~; all have to fit
         #[arg(required = true)]
         matchers: Vec<Matcher>,
     },

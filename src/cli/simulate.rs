@@ -12,7 +12,7 @@ use crate::{
         simulate::{Candidate, Looks, Runs, Simulated, alarms, delay, fallen},
     },
     config::{AlertSpec, MonitorSpec, Over},
-    model::Judged,
+    model::{Judged, alertname},
     schedule::plan::Plan,
     statistics::{evidence::Promise, real},
     store::Store,
@@ -83,8 +83,9 @@ pub(super) fn simulate(overrides: &Overrides, arguments: &Arguments) -> Result<(
         let store = Store::open_to_read(&settings.state).await?;
         let memories = store.alert_memories(&spec.name).await?;
         for alert in spec.alerts.iter().filter(|alert| alert.when.statistic.needs_samples() && alert.metric.is_some()) {
-            let memory = memories.iter().find(|(name, _)| *name == alert.name).and_then(|(_, json)| serde_json::from_str::<AlertMemory>(json).ok());
-            let Some(condition) = number(alert, memory.as_ref()) else {
+            // Of an alert with `by` the levels of its values; the first that is known stands for all.
+            let kept = memories.iter().filter(|(name, _)| alertname(name) == alert.name).filter_map(|(_, json)| serde_json::from_str::<AlertMemory>(json).ok());
+            let Some(condition) = number(alert, kept) else {
                 eprintln!("assayd: alert {}: what is normal is still being learned", alert.name);
                 continue;
             };
@@ -93,6 +94,13 @@ pub(super) fn simulate(overrides: &Overrides, arguments: &Arguments) -> Result<(
             if scored < LEAST {
                 eprintln!("assayd: alert {}: {scored} scores so far; {LEAST} are needed to say what is usual", alert.name);
                 continue;
+            }
+            if let Some(by) = &alert.by {
+                let label = &by.label;
+                eprintln!(
+                    "assayd: alert {}: simulated on the scores of every {label} together; each has an alert of its own, on fewer scores a run",
+                    alert.name
+                );
             }
             let per_run = judged.len().div_ceil(usize::try_from(runs.max(1)).unwrap_or(1));
             reports.push(try_out(alert, condition, &spec, Runs { judged: &judged, n: per_run, interval }, arguments.lives, &mut chance));
@@ -110,11 +118,12 @@ pub(super) fn simulate(overrides: &Overrides, arguments: &Arguments) -> Result<(
 }
 
 /// The alert's condition with a number in it.
-fn number(alert: &AlertSpec, memory: Option<&AlertMemory>) -> Option<Condition> {
+fn number(alert: &AlertSpec, kept: impl IntoIterator<Item = AlertMemory>) -> Option<Condition> {
     if !alert.when.baseline {
         return Some(alert.when);
     }
-    Some(alert.when.against(&memory?.baseline.as_ref()?.level?))
+    let level = kept.into_iter().find_map(|memory| memory.baseline?.level)?;
+    Some(alert.when.against(&level))
 }
 
 fn try_out(alert: &AlertSpec, condition: Condition, spec: &MonitorSpec, runs: Runs<'_>, lives: u32, chance: &mut StdRng) -> Report {

@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 
 use super::{
-    AlertSpec, EvidenceSpec, For, MetricSpec, Over, Settings,
+    AlertSpec, BySpec, EvidenceSpec, For, MetricSpec, Over, Settings,
     check::place,
-    monitor::{AlertFile, ConfidenceScope},
+    monitor::{AlertFile, ByFile, ConfidenceScope},
 };
 use crate::{
     alerting::{Comparison, Condition},
@@ -17,7 +17,9 @@ use crate::{
     },
     util::{
         duration::{self, Human},
-        yaml::{Fault, Node, Section, Value},
+        template::Expr,
+        text::one_line,
+        yaml::{self, Fault, Node, Section, Value},
     },
 };
 
@@ -28,15 +30,24 @@ const BOOST: u32 = 5;
 /// More would hardly be sampling.
 const MAX_BOOST: u32 = 100;
 
-/// `schedule` and the monitor's name are those that were read, if they were.
+/// Values with an alert of their own.
+const LIMIT: usize = 20;
+/// Each is looked at after every run.
+const MAX_LIMIT: usize = 200;
+
+/// Seconds between two runs.
+pub(super) fn interval(schedule: &ScheduleSpec, monitor: &str) -> Option<f64> {
+    Plan::new(schedule, monitor).ok()?.mean_gap(Timestamp::UNIX_EPOCH)
+}
+
+/// `interval`: seconds between two runs, if that is known.
 pub(super) fn check(
     sections: &[Section<AlertFile>],
     metrics: &[MetricSpec],
-    schedule: Option<(&ScheduleSpec, &str)>,
+    interval: Option<f64>,
     settings: &Settings,
     faults: &mut Vec<Fault>,
 ) -> Vec<AlertSpec> {
-    let interval = schedule.and_then(|(spec, name)| Plan::new(spec, name).ok()).and_then(|plan| plan.mean_gap(Timestamp::UNIX_EPOCH));
     let mut alerts: Vec<AlertSpec> = Vec::with_capacity(sections.len());
     for section in sections {
         let node = &section.node;
@@ -62,6 +73,10 @@ pub(super) fn check(
         if alerts.iter().any(|known| known.name == file.name) {
             faults.push(Fault::new(place(node, "name"), format!("the alert `{}` stands here a second time", file.name)));
         }
+        if file.name.contains('{') {
+            faults.push(Fault::new(place(node, "name"), "an alert's name has no `{`: behind it stands the value that `by` tells it by"));
+        }
+        let by = file.by.as_ref().and_then(|node| by(node, faults));
         let resolve_when = file.resolve_when.as_ref().and_then(|node| condition(node, faults));
         let evidence = evidence(&file, when, interval, node, faults);
         if let Some(when) = when {
@@ -71,6 +86,7 @@ pub(super) fn check(
         alerts.push(AlertSpec {
             name: file.name,
             metric: file.metric,
+            by,
             when,
             resolve_when,
             over,
@@ -94,6 +110,53 @@ fn condition(node: &Node, faults: &mut Vec<Fault>) -> Option<Condition> {
         _ => Err(format!("a condition is text such as `mean < 0.8`, found {}", node.describe())),
     };
     read.map_err(|message| faults.push(Fault::new(&node.at, message))).ok()
+}
+
+fn by(node: &Node, faults: &mut Vec<Fault>) -> Option<BySpec> {
+    let file = match &node.value {
+        Value::Null => return None,
+        Value::Map(_) => yaml::read::<ByFile>(node, faults)?,
+        _ => ByFile { value: node.clone(), label: None, limit: None },
+    };
+    let before = faults.len();
+    let Some(value) = file.value.as_str() else {
+        faults.push(Fault::new(&file.value.at, format!("`by` is an expression such as `trace.metadata.prompt_version`, found {}", file.value.describe())));
+        return None;
+    };
+    if let Err(error) = Expr::lenient(value) {
+        faults.push(Fault::new(&file.value.at, format!("`by` is no expression: {error}")));
+    }
+    let label = match &file.label {
+        Some(label) => label.clone(),
+        None => last_part(value).unwrap_or_default().to_owned(),
+    };
+    if label.is_empty() && file.label.is_none() {
+        faults.push(Fault::new(&file.value.at, "`by` needs a `label` beside the `value`, since the expression is no path whose last part could name it"));
+    } else if !sound_label(&label) {
+        let known = OWN_LABELS.join(", ");
+        let message = format!("`{}` is no label of an alert: letters, digits and `_`, not beginning with a digit, and none of {known}", one_line(&label, 80));
+        faults.push(Fault::new(file.label.as_ref().map_or(&file.value.at, |_| place(node, "label")), message));
+    }
+    let limit = file.limit.unwrap_or(LIMIT);
+    if !(1..=MAX_LIMIT).contains(&limit) {
+        faults.push(Fault::new(place(node, "limit"), format!("`limit` is between 1 and {MAX_LIMIT}")));
+    }
+    (faults.len() == before).then(|| BySpec { value: value.to_owned(), label, limit })
+}
+
+/// Labels that every alert has.
+const OWN_LABELS: [&str; 4] = ["alertname", "monitor", "metric", "severity"];
+
+fn sound_label(label: &str) -> bool {
+    let sound = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    !label.is_empty() && !label.starts_with(|c: char| c.is_ascii_digit()) && label.chars().all(sound) && !OWN_LABELS.contains(&label)
+}
+
+/// `prompt_version` of `trace.metadata.prompt_version`; `None` of what is no path.
+fn last_part(expression: &str) -> Option<&str> {
+    let path = expression.trim();
+    let sound = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    path.split('.').all(sound).then(|| path.rsplit('.').next()).flatten()
 }
 
 /// `None` where the alert is a plain threshold, or wrong.

@@ -1,4 +1,5 @@
-//! Tree -> monitor, with every fault of it. Pure: plug-ins are built once to see whether they can be, and dropped.
+//! Tree -> monitor, with every fault of it. Plug-ins are built once to see whether they can be, and dropped. Reads no file but what the
+//! monitor names.
 
 use std::{
     collections::BTreeMap,
@@ -60,7 +61,9 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
     }
     let published = file.publish.unwrap_or_default();
     let publish = publish(&published, &metrics, settings, faults);
-    let alerts = super::alerts::check(&file.alerts.unwrap_or_default(), &metrics, schedule.as_ref().map(|spec| (spec, name.as_str())), settings, faults);
+    let interval = schedule.as_ref().and_then(|schedule| super::alerts::interval(schedule, &name));
+    let alerts = super::alerts::check(&file.alerts.unwrap_or_default(), &metrics, interval, settings, faults);
+    let anchors = file.anchors.as_ref().and_then(|section| super::anchors::check(section, &metrics, interval, path, faults));
     let watch = switches::read(file.watch.as_ref(), Whose::Monitor, faults).over(&settings.watch);
     if faults.len() > before {
         return None;
@@ -84,6 +87,7 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         publish,
         alerts,
         watch,
+        anchors,
         file: path.to_owned(),
         fingerprint: fingerprint(tree),
         warnings,

@@ -9,7 +9,7 @@ use crate::util::{
 };
 
 /// Blocks and values in which `$` means nothing: they hold other languages.
-const LEFT_ALONE: [&str; 8] = ["prompt", "extract", "patterns", "pattern", "query", "filter", "when", "always"];
+const LEFT_ALONE: [&str; 9] = ["prompt", "extract", "patterns", "pattern", "query", "filter", "when", "always", "by"];
 
 /// Variables, nearest layer first.
 #[derive(Debug, Clone, Default)]

@@ -390,7 +390,10 @@ fn look_at(file: &Candidate, settings: &Settings, before: Option<&Known>) -> Kno
     if let Some(known) = before.filter(|known| known.hash == hash && known.stamp.is_some()) {
         return Known { layers, hash, stamp, confirmed: same.is_some(), checked: Arc::clone(&known.checked) };
     }
-    Known { layers, hash, stamp, confirmed: false, checked: Arc::new(check_file(file, &bytes, settings)) }
+    let checked = check_file(file, &bytes, settings);
+    // What is wrong may be wrong in another file that this one names.
+    let stamp = stamp.filter(|_| checked.faults.is_empty());
+    Known { layers, hash, stamp, confirmed: false, checked: Arc::new(checked) }
 }
 
 fn check_file(file: &Candidate, bytes: &[u8], settings: &Settings) -> Checked {

@@ -7,6 +7,7 @@
 //! Absent on purpose: state. Settings never change after loading and hold no counters.
 
 mod alerts;
+mod anchors;
 mod check;
 mod diff;
 mod gateway;
@@ -24,12 +25,13 @@ mod switches;
 mod text;
 mod warn;
 
+pub use anchors::{Anchor, AnchorsSpec, anchors};
 pub use diff::{Change, diff};
 pub use gateway::{CacheSpec, Environment, EnvironmentSpec, HookSpec, HooksSpec, KeepSpec};
 pub use load::{Cache, DEFAULT_CONFIG, Loaded, Overrides, load_monitors, load_settings, load_settings_without_keys, read_settings};
 pub use monitor::{
-    AlertSpec, ConfidenceScope, EvaluationSpec, EvidenceSpec, ExtractSpec, For, MetricSpec, MonitorSpec, OnMissing, Over, Rejudge, SamplingSpec, SourceSpec,
-    StepPatterns, Strategy,
+    AlertSpec, BySpec, ConfidenceScope, EvaluationSpec, EvidenceSpec, ExtractSpec, For, MetricSpec, MonitorSpec, OnMissing, Over, Rejudge, SamplingSpec,
+    SourceSpec, StepPatterns, Strategy,
 };
 pub use routing::{Grouping, NotifyTarget, Routing};
 pub use schema::{config_schema, monitor_schema};

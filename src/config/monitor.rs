@@ -3,7 +3,12 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{NotifyTarget, Switches, gateway::budgets, maintenance::MaintenanceFile};
+use super::{
+    NotifyTarget, Switches,
+    anchors::{AnchorsFile, AnchorsSpec},
+    gateway::budgets,
+    maintenance::MaintenanceFile,
+};
 use crate::{
     alerting::{Condition, Hold, Rule, maintenance::Maintenance},
     metrics::MetricConfig,
@@ -38,6 +43,8 @@ pub struct MonitorSpec {
     pub alerts: Vec<AlertSpec>,
     /// Over those of the settings.
     pub watch: Switches,
+    /// What its judges are held against.
+    pub anchors: Option<AnchorsSpec>,
     /// The file it came from, as the user would name it.
     pub file: PathBuf,
     /// Hash of all that makes up the monitor after merging and filling in: equal fingerprints, equal behaviour.
@@ -268,6 +275,8 @@ pub struct AlertSpec {
     pub name: String,
     /// Needed unless `when` is about the run (`cost_usd`).
     pub metric: Option<String>,
+    /// One alert for each value of it.
+    pub by: Option<BySpec>,
     /// `mean < 0.8`
     pub when: Condition,
     /// Once it fires it ends when this holds; without it when `when` no longer does.
@@ -296,6 +305,17 @@ impl AlertSpec {
         };
         Rule { hold, repeat: self.repeat, keep: self.keep_firing_for }
     }
+}
+
+/// What makes several alerts of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BySpec {
+    /// Expression over `trace` and the case.
+    pub value: String,
+    /// Name of the label that tells the alerts apart.
+    pub label: String,
+    /// Values with an alert of their own, at most.
+    pub limit: usize,
 }
 
 /// What an alert with `confidence` promises.
@@ -368,6 +388,8 @@ pub(super) struct File {
     pub alerts: Option<Vec<Section<AlertFile>>>,
     /// Switches of the alerts that every monitor has, such as `no-data: false`. Default: as in assayd.yaml.
     pub watch: Option<Section<Switches>>,
+    /// Labelled items that judges are asked about again and again: they tell a judge that changed from a product that did.
+    pub anchors: Option<Section<AnchorsFile>>,
 }
 
 /// `source:`, the keys that all kinds share.
@@ -459,6 +481,11 @@ pub(super) struct AlertFile {
     pub name: String,
     /// Needed unless `when` is about the run (`cost_usd`).
     pub metric: Option<String>,
+    /// One alert for each value of an expression over `trace` and the case, such as `trace.metadata.prompt_version`; or a map with
+    /// `value`, `label` and `limit`.
+    #[serde(default)]
+    #[schemars(schema_with = "super::schema::by")]
+    pub by: Option<Node>,
     /// mean | pass_rate | failed_rate | p10 | p50 | p90 | n | cost_usd | latency_p95, a comparison, and a number (`mean < 0.8`) or a
     /// learned level (`mean < baseline - 0.02`; mean, pass_rate and failed_rate).
     #[schemars(with = "String")]
@@ -498,4 +525,19 @@ pub(super) struct AlertFile {
     pub notify: Vec<NotifyTarget>,
     /// Said again this often while it fires. Default 4h.
     pub repeat: Option<Human>,
+}
+
+/// `by:` with more than its expression.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "By")]
+pub(super) struct ByFile {
+    /// Expression over `trace` and the case; an item for which it gives nothing has the value `none`.
+    #[schemars(with = "String")]
+    pub value: Node,
+    /// The alerts' label, letters, digits and `_`. Default: the last part of the path, `prompt_version` of
+    /// `trace.metadata.prompt_version`.
+    pub label: Option<String>,
+    /// Values with an alert of their own, 1 to 200; all others are judged together, as the value `others`. Default 20.
+    pub limit: Option<usize>,
 }

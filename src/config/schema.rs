@@ -52,3 +52,8 @@ pub(super) fn hold(generator: &mut SchemaGenerator) -> Schema {
     let duration = generator.subschema_for::<crate::util::duration::Human>();
     json_schema!({ "anyOf": [{ "type": "integer", "minimum": 1 }, duration] })
 }
+
+pub(super) fn by(generator: &mut SchemaGenerator) -> Schema {
+    let map = generator.subschema_for::<monitor::ByFile>();
+    json_schema!({ "anyOf": [{ "type": "string" }, map, { "type": "null" }] })
+}

@@ -356,7 +356,7 @@ mod tests {
     }
 
     fn cx(budgets: &[Budget]) -> CallCx<'_> {
-        CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i", budgets }
+        CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i", budgets, fresh: false }
     }
 
     #[tokio::test]

@@ -134,7 +134,7 @@ impl Profile {
         let request = self.request(question);
         let told = self.tell_before(&request, &cx);
         let begun = Instant::now();
-        let outcome = match self.keep.as_ref().filter(|(keep, _)| keep.takes(&request)) {
+        let outcome = match self.keep.as_ref().filter(|(keep, _)| !cx.fresh && keep.takes(&request)) {
             Some((keep, answers)) => {
                 let key = cache::key(&self.origin, &request, question.sample);
                 answers.get_or(key, *keep, request.schema.is_some(), || self.fetch(&request, cx)).await

@@ -113,7 +113,7 @@ fn gateway(provider: &Arc<Scripted>, judge_calls: usize, concurrency: Option<usi
 
 async fn ask(model: &Arc<dyn Model>) -> Result<Reply, CallError> {
     let question = Question { messages: vec![Message::user("How good?")], ..Question::default() };
-    model.ask(question, CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i", budgets: &[] }).await
+    model.ask(question, CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i", budgets: &[], fresh: false }).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -312,7 +312,7 @@ async fn a_stream_is_tried_again_until_its_first_part() {
     let gateway = gateway(&provider, 4, None);
     let judge = gateway.model("judge").unwrap();
     let question = Question { messages: vec![Message::user("How good?")], ..Question::default() };
-    let parts: Vec<_> = judge.stream(question, CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i", budgets: &[] }).collect().await;
+    let parts: Vec<_> = judge.stream(question, CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i", budgets: &[], fresh: false }).collect().await;
     assert!(matches!(parts.as_slice(), [Ok(Part::Text(text)), Ok(Part::End(reply))] if text == "{}" && reply.text == "{}"), "{parts:?}");
     assert_eq!(provider.calls(), 2);
 }

@@ -142,6 +142,7 @@ pub struct AlertEvent {
     pub fingerprint: String,
     pub kind: AlertEventKind,
     pub monitor: String,
+    /// With its value, where it is one of several: `low{prompt_version="v7"}`.
     pub alert: String,
     pub severity: Severity,
     /// `mean < 0.8`, or the name of a built-in rule.
@@ -168,6 +169,32 @@ pub struct AlertEvent {
     /// What the last runs gave, oldest first; in [0, 1].
     #[serde(default)]
     pub history: Vec<f64>,
+}
+
+impl AlertEvent {
+    /// The alert's name in the settings, which it shares with those of other values.
+    #[must_use]
+    pub fn alertname(&self) -> &str {
+        alertname(&self.alert)
+    }
+
+    /// The label by whose value it is told from others of its name.
+    #[must_use]
+    pub fn by(&self) -> Option<&str> {
+        self.alert.split_once('{')?.1.split_once('=').map(|(label, _)| label)
+    }
+}
+
+/// The name of one of the alerts that `by` makes of one, as Prometheus writes it: `low{prompt_version="v7"}`.
+#[must_use]
+pub fn alert_of_value(alert: &str, label: &str, value: &str) -> String {
+    format!("{alert}{{{label}=\"{}\"}}", value.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// The other way round: a name in the settings has no `{`.
+#[must_use]
+pub fn alertname(name: &str) -> &str {
+    name.split_once('{').map_or(name, |(alert, _)| alert)
 }
 
 /// An example in a message. `reason` is untrusted text.
@@ -237,4 +264,18 @@ pub struct Coverage {
     pub deferred: u64,
     /// They wait for a run, the first one or another try.
     pub waiting: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_cannot_break_out_of_a_name() {
+        assert_eq!(alert_of_value("low", "version", "v\"7\\"), r#"low{version="v\"7\\"}"#);
+        for value in ["v7", "{", "\"}", ""] {
+            assert_eq!(alertname(&alert_of_value("low", "version", value)), "low");
+        }
+        assert_eq!(alertname("low"), "low");
+    }
 }

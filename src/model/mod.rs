@@ -13,7 +13,9 @@ mod prompt;
 mod run;
 mod trace;
 
-pub use alert::{AlertEvent, AlertEventKind, AlertState, Coverage, Group, Judged, MeanOf, News, Route, RunMean, Severity, Tally, WorstItem};
+pub use alert::{
+    AlertEvent, AlertEventKind, AlertState, Coverage, Group, Judged, MeanOf, News, Route, RunMean, Severity, Tally, WorstItem, alert_of_value, alertname,
+};
 pub use budget::{Budget, Per, nano_usd, usd};
 pub use ids::{BodyKey, GivenHash, ItemKey, content_hash, dataset_id, run_id, score_id, trace_id};
 pub use item::{About, Item, MetricAbout};

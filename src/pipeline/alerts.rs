@@ -1,10 +1,17 @@
 //! Alerts after a run: evaluate each, and hand back what is to be stored and said.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use jiff::Timestamp;
 
-use super::{Monitor, Services, health::health, measure, monitor::Judge};
+use super::{
+    Monitor, Services,
+    anchors::{self, Looked},
+    dimension::{self, Alerts},
+    health::health,
+    measure,
+    monitor::Judge,
+};
 use crate::{
     alerting::{
         AFTER_RUN, AlertMemory, Builtin, Finding, Step, Verdict, between_runs,
@@ -14,8 +21,8 @@ use crate::{
     },
     config::NotifyTarget,
     metrics::Price,
-    model::{AlertEvent, AlertEventKind, AlertLine, AlertState, MeanOf, PromptUse, RunReport, Severity, WorstItem},
-    store::{AlertRow, MovedAlerts, NewNotice, Since},
+    model::{AlertEvent, AlertEventKind, AlertLine, AlertState, MeanOf, PromptUse, RunReport, Severity, WorstItem, alertname},
+    store::{AlertRow, MovedAlerts, NewNotice, Since, Slice},
     util::duration::Human,
 };
 
@@ -31,12 +38,15 @@ pub(super) struct Moved {
 
 /// One alert, evaluated: all that is stored and said of it.
 pub(super) struct Evaluation<'a> {
-    pub name: &'a str,
+    /// With its value, where it is one of several.
+    pub name: Cow<'a, str>,
     pub severity: Severity,
     pub after: Step,
     pub condition: String,
     pub summary: String,
     pub metric: Option<&'a str>,
+    /// What tells it from the alerts of other values: a label's name and value.
+    pub label: Option<(&'a str, String)>,
     pub value: Option<f64>,
     pub interval: Option<(f64, f64)>,
     pub threshold: Option<f64>,
@@ -44,7 +54,7 @@ pub(super) struct Evaluation<'a> {
     pub window: Option<String>,
     pub notify: &'a [NotifyTarget],
     /// Where its worst examples are looked for.
-    pub worst: Option<Since>,
+    pub worst: Option<(Since, Option<Slice>)>,
     /// What the last runs are shown by.
     pub history: Option<MeanOf>,
 }
@@ -58,6 +68,8 @@ pub(super) struct Ended<'a> {
     pub services: &'a Services,
     pub report: &'a RunReport,
     pub now: Timestamp,
+    /// What its judges were held against; `None` where it did not come to that.
+    pub anchors: Option<&'a Looked>,
 }
 
 /// Whose alert was evaluated, and when.
@@ -98,11 +110,27 @@ async fn after_run(ended: Ended<'_>, new_items: u64, period: std::time::Duration
         built_in.push((before, evaluation));
     }
     let mut moved = Moved::default();
+    let judges = anchors::evaluate(ended, &mut memories).await?;
     for alert in &spec.alerts {
-        let before = memories.remove(&alert.name).unwrap_or_default();
-        let evaluation = measure::evaluate(ended, alert, &before).await?;
-        let explained = explained(ended, &evaluation, &built_in);
-        moved.take(ended, &before, evaluation, explained, &silences).await?;
+        let Alerts { watched, vanished } = dimension::alerts(ended, alert, &mut memories).await?;
+        if watched.is_empty() {
+            moved.nothing_yet(ended, &alert.name);
+        }
+        for (watched, before) in watched {
+            let evaluation = measure::evaluate(ended, &watched, &before).await?;
+            let explained = explained(ended, &evaluation, &built_in).or_else(|| judges.explain(ended, alert));
+            moved.take(ended, &before, evaluation, explained, &silences).await?;
+        }
+        for (name, memory, why) in vanished {
+            moved.end(ended.into(), name, &memory, &why).await?;
+        }
+    }
+    moved.lines.extend(judges.unchanged);
+    for (before, evaluation) in judges.evaluated {
+        moved.take(ended, &before, evaluation, None, &silences).await?;
+    }
+    for (name, memory) in judges.edited {
+        moved.end(ended.into(), name, &memory, "the judge or its anchors were edited: how well they agree is learned anew").await?;
     }
     for (before, evaluation) in built_in {
         moved.take(ended, &before, evaluation, None, &silences).await?;
@@ -112,6 +140,8 @@ async fn after_run(ended: Ended<'_>, new_items: u64, period: std::time::Duration
         let why = if off { SWITCHED_OFF } else { "the alert was taken out of the monitor" };
         moved.end(ended.into(), name, &memory, why).await?;
     }
+    // Another alert may have come under the same name.
+    moved.removed.retain(|name| moved.rows.iter().all(|row| row.name != *name));
     Ok(moved)
 }
 
@@ -173,10 +203,17 @@ fn silenced(of: Of<'_>, silences: &[Silence], labels: &BTreeMap<String, String>)
     })
 }
 
+/// Those of the monitor, and what tells the alert from those of other values.
+fn own_labels(of: Of<'_>, evaluation: &Evaluation<'_>) -> BTreeMap<String, String> {
+    let mut labels = of.labels.clone();
+    labels.extend(evaluation.label.iter().map(|(label, value)| ((*label).to_owned(), value.clone())));
+    labels
+}
+
 /// What matchers of silences and routes look at.
 fn labels(own: &BTreeMap<String, String>, monitor: &str, alert: &str, severity: Severity, metric: Option<&str>) -> BTreeMap<String, String> {
     let mut labels = own.clone();
-    labels.insert("alertname".to_owned(), alert.to_owned());
+    labels.insert("alertname".to_owned(), alertname(alert).to_owned());
     labels.insert("monitor".to_owned(), monitor.to_owned());
     labels.insert("severity".to_owned(), severity.as_str().to_owned());
     labels.extend(metric.map(|metric| ("metric".to_owned(), metric.to_owned())));
@@ -210,25 +247,25 @@ impl Moved {
         silences: &[Silence],
         prompt: Option<&PromptUse>,
     ) -> Option<AlertEvent> {
-        let labels = labels(of.labels, of.monitor, evaluation.name, evaluation.severity, evaluation.metric);
+        let labels = labels(&own_labels(of, evaluation), of.monitor, &evaluation.name, evaluation.severity, evaluation.metric);
         let muted = silenced(of, silences, &labels).or(explained);
         let Step { memory: mut after, verdict } = mute(before, evaluation.after.clone(), muted.as_deref());
         after.see_prompt(prompt, matches!(verdict, Verdict::Notify(..)));
         let reason = format!("{}; {}", evaluation.summary, verdict.reason());
-        self.lines.push(AlertLine { name: evaluation.name.to_owned(), state: after.state, reason: reason.clone() });
+        self.lines.push(AlertLine { name: evaluation.name.to_string(), state: after.state, reason: reason.clone() });
         self.rows.push(AlertRow {
             monitor: of.monitor.to_owned(),
-            name: evaluation.name.to_owned(),
+            name: evaluation.name.to_string(),
             state: after.state,
             reason,
             memory: serde_json::to_string(&after).unwrap_or_default(),
         });
         let Verdict::Notify(kind, _) = verdict else { return None };
         Some(AlertEvent {
-            fingerprint: after.fingerprint(of.monitor, evaluation.name),
+            fingerprint: after.fingerprint(of.monitor, &evaluation.name),
             kind,
             monitor: of.monitor.to_owned(),
-            alert: evaluation.name.to_owned(),
+            alert: evaluation.name.to_string(),
             severity: evaluation.severity,
             condition: evaluation.condition.clone(),
             summary: before.prompt_changed(prompt).into_iter().fold(evaluation.summary.clone(), |summary, changed| format!("{summary}; {changed}")),
@@ -241,7 +278,7 @@ impl Moved {
             since: after.since.or(after.firing_since).unwrap_or(of.now),
             at: of.now,
             run_id: of.run_id.to_owned(),
-            labels: of.labels.clone(),
+            labels: own_labels(of, evaluation),
             worst: Vec::new(),
             history: Vec::new(),
         })
@@ -263,9 +300,20 @@ impl Moved {
         Ok(())
     }
 
-    /// An alert that is evaluated no longer.
+    /// An alert by value, of which no value was seen.
+    fn nothing_yet(&mut self, ended: Ended<'_>, name: &str) {
+        let (state, reason) = (AlertState::NoData, "no item was judged since it looks at values".to_owned());
+        let memory = serde_json::to_string(&AlertMemory { state, ..AlertMemory::default() }).unwrap_or_default();
+        self.lines.push(AlertLine { name: name.to_owned(), state, reason: reason.clone() });
+        self.rows.push(AlertRow { monitor: ended.monitor.spec.name.clone(), name: name.to_owned(), state, reason, memory });
+    }
+
+    /// An alert that is evaluated no longer, or whose value is gone.
     pub(super) async fn end(&mut self, of: Of<'_>, name: String, memory: &AlertMemory, why: &str) -> Result<(), sqlx::Error> {
         self.notices.extend(ends(of.services, (of.monitor, &name), memory, why, of.run_id, of.now).await?);
+        if memory.state == AlertState::Firing && self.lines.iter().all(|line| line.name != name) {
+            self.lines.push(AlertLine { name: name.clone(), state: AlertState::Resolved, reason: why.to_owned() });
+        }
         self.removed.push(name);
         Ok(())
     }
@@ -325,12 +373,13 @@ fn prompt_of<'a>(monitor: &Monitor, report: &'a RunReport, metric: &str) -> Opti
 /// `run_id`: of the run whose end it is, or of the evaluation: each counts once.
 pub(super) fn found<'a>(builtin: &'a Builtin, finding: Finding, before: &AlertMemory, now: Timestamp, run_id: &str) -> Evaluation<'a> {
     Evaluation {
-        name: builtin.name,
+        name: builtin.name.into(),
         severity: builtin.severity,
         after: step(before, &builtin.rule, &finding.observed, now, run_id),
         condition: builtin.name.to_owned(),
         summary: finding.summary,
         metric: None,
+        label: None,
         value: finding.value,
         interval: None,
         threshold: finding.threshold,
@@ -344,9 +393,9 @@ pub(super) fn found<'a>(builtin: &'a Builtin, finding: Finding, before: &AlertMe
 
 /// The three worst items of the window, for a message about a metric.
 async fn worst(monitor: &Monitor, services: &Services, evaluation: &Evaluation<'_>) -> Result<Vec<WorstItem>, sqlx::Error> {
-    let (Some(metric), Some(since)) = (evaluation.metric, &evaluation.worst) else { return Ok(Vec::new()) };
+    let (Some(metric), Some((since, slice))) = (evaluation.metric, &evaluation.worst) else { return Ok(Vec::new()) };
     let higher_is_better = monitor.metrics.iter().find(|judge| judge.gives.may_give(&judge.name, metric)).is_none_or(|judge| judge.higher_is_better);
-    let rows = services.store.worst(&monitor.spec.name, metric, since, higher_is_better, 3).await?;
+    let rows = services.store.worst(&monitor.spec.name, metric, since, slice.as_ref(), higher_is_better, 3).await?;
     Ok(rows.into_iter().map(|(item_id, value, reason, url)| WorstItem { item_id, value, reason, url }).collect())
 }
 
@@ -356,7 +405,8 @@ const HISTORY: u32 = 20;
 /// What the last runs gave, oldest first.
 async fn history(services: &Services, monitor: &str, evaluation: &Evaluation<'_>) -> Result<Vec<f64>, sqlx::Error> {
     let Some(of) = evaluation.history else { return Ok(Vec::new()) };
-    let runs = services.store.recent_run_means(monitor, evaluation.metric, of, HISTORY).await?;
+    let slice = evaluation.worst.as_ref().and_then(|(_, slice)| slice.as_ref());
+    let runs = services.store.recent_run_means(monitor, evaluation.metric, of, HISTORY, slice).await?;
     Ok(runs.into_iter().map(|run| run.mean).collect())
 }
 

@@ -10,13 +10,14 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Monitor, Services,
+    anchors::Looked,
     evaluate::Drawn,
     monitor::Judge,
     run::{Order, Progress, Stopped},
 };
 use crate::{
     metrics::Gives,
-    model::{BodyKey, Decision, GateReport, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait, content_hash},
+    model::{BodyKey, Decision, GateReport, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait, alertname, content_hash},
     sources::Window,
     statistics::{
         Interval,
@@ -58,6 +59,8 @@ pub(super) struct Tally {
     pub full: bool,
     /// How far it came.
     watermark: Option<i64>,
+    /// What the run's judges were held against.
+    pub anchors: Option<Looked>,
 }
 
 #[derive(Default)]
@@ -108,7 +111,7 @@ impl<'a> Books<'a> {
             return Ok(1);
         }
         let memories = super::alerts::memories(self.services, &self.monitor.spec.name).await?;
-        let in_doubt = wanted.into_iter().filter(|(alert, _)| memories.get(&alert.name).is_some_and(crate::alerting::AlertMemory::in_doubt));
+        let in_doubt = wanted.into_iter().filter(|(alert, _)| memories.iter().any(|(name, memory)| alertname(name) == alert.name && memory.in_doubt()));
         Ok(in_doubt.map(|(_, boost)| boost).max().unwrap_or(1))
     }
 
@@ -173,6 +176,7 @@ impl<'a> Books<'a> {
             url: trace.and_then(|trace| trace.url.clone()),
             at_us: self.services.now_us(),
             scores: Vec::new(),
+            values: Vec::new(),
             stale: Vec::new(),
             queues: Arc::clone(&self.queues),
             body: None,
@@ -195,7 +199,8 @@ impl<'a> Books<'a> {
             tally.first_failure.get_or_insert_with(|| reason.clone());
         }
         let body = self.body(item).filter(|_| !scores.is_empty());
-        ItemOutcome { scores: scores.into_iter().filter(|score| !matches!(score.outcome, Outcome::Deferred { .. })).collect(), body, end, ..bare }
+        let values = self.monitor.dimensions.iter().map(|dimension| dimension.of(item)).collect();
+        ItemOutcome { values, scores: scores.into_iter().filter(|score| !matches!(score.outcome, Outcome::Deferred { .. })).collect(), body, end, ..bare }
     }
 
     /// The item for the sinks that want it.
@@ -218,6 +223,11 @@ impl<'a> Books<'a> {
             }
         }
         self.tell_progress();
+    }
+
+    /// What was paid for something else than a score.
+    pub(super) fn spent(&self, usd: Option<f64>) {
+        self.tally().cost_usd += usd.unwrap_or(0.0);
     }
 
     pub(super) fn note(&self, scores: &[NewScore]) {

@@ -79,6 +79,7 @@ impl<'a> Judging<'a> {
                         run_id: self.run_id,
                         item_id: &self.item.trace.id,
                         budgets: &self.monitor.spec.evaluation.budget,
+                        fresh: false,
                     },
                 };
                 judge.metric.judge(&cx).await
@@ -88,7 +89,7 @@ impl<'a> Judging<'a> {
         let mut paid = Some((judgement.usage, judgement.answer));
         let mut scores = Vec::with_capacity(judgement.outcomes.len());
         for Named { part, outcome } in judgement.outcomes {
-            let outcome = with_threshold(sound(outcome), judge);
+            let outcome = decided(outcome, judge);
             let name = part.as_ref().map_or_else(|| Arc::clone(&judge.name), |part| format!("{}.{part}", judge.name).into());
             self.outcomes.insert(name.to_string(), outcome.clone());
             let (usage, answer) = paid.take().unwrap_or_default();
@@ -220,6 +221,11 @@ impl<'a> Judging<'a> {
     pub(super) fn pays_after(&self, at: usize) -> bool {
         self.monitor.metrics.iter().skip(at + 1).any(|metric| metric.price == Price::Paid)
     }
+}
+
+/// What a metric's outcome counts as.
+pub(super) fn decided(outcome: Outcome, judge: &Judge) -> Outcome {
+    with_threshold(sound(outcome), judge)
 }
 
 /// A value outside [0, 1] or no number at all is a failed judgement, whatever a metric says.

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use super::{
     Monitor,
     alerts::{Ended, Evaluation},
+    dimension::{Watched, window},
 };
 use crate::{
     alerting::{
@@ -23,34 +24,32 @@ use crate::{
 
 /// # Errors
 /// The store's.
-pub(super) async fn evaluate<'a>(ended: Ended<'a>, alert: &'a AlertSpec, before: &AlertMemory) -> Result<Evaluation<'a>, sqlx::Error> {
+pub(super) async fn evaluate<'a>(ended: Ended<'a>, watched: &Watched<'a>, before: &AlertMemory) -> Result<Evaluation<'a>, sqlx::Error> {
     let Ended { monitor, services, now, .. } = ended;
+    let alert = watched.alert;
     let since = since(alert.over, now);
     let statistic = alert.when.statistic;
     let latencies = statistic == Statistic::LatencyP95;
     let values = !latencies && !matches!(statistic, Statistic::PassRate | Statistic::CostUsd);
-    let tally = services.store.tally(&monitor.spec.name, alert.metric.as_deref(), &since, values, latencies).await?;
+    let tally = services.store.tally(&monitor.spec.name, alert.metric.as_deref(), &since, watched.slice.as_ref(), values, latencies).await?;
     let measured = statistic.of(&tally);
-    let Found { condition, after, summary } = found(ended, alert, before, &measured).await?;
-    let window = match alert.over {
-        Over::Last(window) => window.to_string(),
-        Over::Runs(1) => "1 run".to_owned(),
-        Over::Runs(runs) => format!("{runs} runs"),
-    };
+    let Found { condition, mut after, summary } = found(ended, watched, before, &measured).await?;
+    after.memory.of = watched.of();
     Ok(Evaluation {
-        name: &alert.name,
+        name: watched.name.clone().into(),
         severity: alert.severity,
         after,
         condition: alert.when.to_string(),
         summary,
         metric: alert.metric.as_deref(),
+        label: watched.value.clone(),
         value: measured.value,
         interval: measured.interval.map(|interval| (interval.low, interval.high)),
         threshold: condition.map(|condition| condition.threshold),
         n: Some(measured.n),
-        window: Some(window),
+        window: Some(window(alert.over)),
         notify: &alert.notify,
-        worst: Some(since),
+        worst: Some((since, watched.slice.clone())),
         history: mean_of(statistic),
     })
 }
@@ -62,18 +61,18 @@ struct Found {
     summary: String,
 }
 
-async fn found(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, measured: &Measured) -> Result<Found, sqlx::Error> {
-    let subject = alert.metric.as_deref().unwrap_or(&ended.monitor.spec.name);
-    let monitor = &ended.monitor.spec.name;
+async fn found(ended: Ended<'_>, watched: &Watched<'_>, before: &AlertMemory, measured: &Measured) -> Result<Found, sqlx::Error> {
+    let (alert, monitor) = (watched.alert, &ended.monitor.spec.name);
+    let subject = &watched.subject(monitor);
     let judged = if alert.evidence.is_some() || alert.when.baseline {
-        ended.services.store.judged(monitor, alert.metric.as_deref(), &ended.report.run_id).await?
+        ended.services.store.judged(monitor, alert.metric.as_deref(), &ended.report.run_id, watched.slice.as_ref()).await?
     } else {
         Vec::new()
     };
     // A run without scores says nothing, not even that something else is judged: its metric may just have been away.
     let kept = before.evidence.as_ref().map(Gathered::about).or_else(|| before.baseline.as_ref().map(Learned::about)).filter(|_| judged.is_empty());
     let about = kept.map_or_else(|| about(ended, alert), str::to_owned);
-    let (learned, level) = learned(ended, alert, before, &about).await?;
+    let (learned, level) = learned(ended, watched, before, &about).await?;
     let plainly = |observed: &Observed| {
         let Step { memory, verdict } = step(before, &alert.rule(), observed, ended.now, &ended.report.run_id);
         // Evidence is about a level, and by a confidence.
@@ -84,7 +83,7 @@ async fn found(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, measur
         (Ok(condition), None) => (Some(condition), (plainly(&observe(alert, condition, before, measured)), condition.summary(subject, measured))),
         (Ok(condition), Some(evidence)) => {
             let seen = Seen { about: &about, judged: &judged, measured };
-            (Some(condition), on_evidence(ended, alert, evidence, condition, seen, before).await?)
+            (Some(condition), on_evidence(ended, watched, evidence, condition, seen, before).await?)
         }
     };
     after.memory.baseline = learned;
@@ -113,17 +112,17 @@ struct Seen<'a> {
 /// What the run's scores say, and a sentence for people.
 async fn on_evidence(
     ended: Ended<'_>,
-    alert: &AlertSpec,
+    watched: &Watched<'_>,
     evidence: EvidenceSpec,
     condition: Condition,
     Seen { about, judged, measured }: Seen<'_>,
     before: &AlertMemory,
 ) -> Result<(Step, String), sqlx::Error> {
     let Ended { monitor, report, now, .. } = ended;
-    let subject = alert.metric.as_deref().unwrap_or(&monitor.spec.name);
+    let (alert, subject) = (watched.alert, &watched.subject(&monitor.spec.name));
     let shared = match evidence.scope {
         ConfidenceScope::Alert => None,
-        ConfidenceScope::Project => Some(others(ended, &alert.name).await?),
+        ConfidenceScope::Project => Some(others(ended, &watched.name).await?),
     };
     let shared = shared.as_ref().map(|(others, watched)| Shared { others, watched: *watched });
     let promise = Promise { confidence: evidence.confidence, interval: interval(monitor, report.slot) };
@@ -155,7 +154,13 @@ async fn others(ended: Ended<'_>, alert: &str) -> Result<(Vec<f64>, u64), sqlx::
 }
 
 /// The condition with a number in it, or how far learning is; and what is kept of it.
-async fn learned(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, about: &str) -> Result<(Option<Learned>, Result<Condition, String>), sqlx::Error> {
+async fn learned(
+    ended: Ended<'_>,
+    watched: &Watched<'_>,
+    before: &AlertMemory,
+    about: &str,
+) -> Result<(Option<Learned>, Result<Condition, String>), sqlx::Error> {
+    let alert = watched.alert;
     if !alert.when.baseline {
         return Ok((None, Ok(alert.when)));
     }
@@ -166,7 +171,7 @@ async fn learned(ended: Ended<'_>, alert: &AlertSpec, before: &AlertMemory, abou
     }
     let monitor = &ended.monitor.spec.name;
     let of = mean_of(alert.when.statistic).unwrap_or(MeanOf::Values);
-    let runs = ended.services.store.run_means(monitor, alert.metric.as_deref(), of, learned.since_us()).await?;
+    let runs = ended.services.store.run_means(monitor, alert.metric.as_deref(), of, learned.since_us(), watched.slice.as_ref()).await?;
     let window_us = alert.baseline.millis().saturating_mul(1000);
     let progress = match learned.learn(&runs, window_us) {
         Ok(level) => {
@@ -201,7 +206,7 @@ fn about(ended: Ended<'_>, alert: &AlertSpec) -> String {
 }
 
 /// Seconds between two runs.
-fn interval(monitor: &Monitor, slot: Timestamp) -> f64 {
+pub(super) fn interval(monitor: &Monitor, slot: Timestamp) -> f64 {
     let spec = &monitor.spec;
     Plan::new(&spec.schedule, &spec.name).ok().and_then(|plan| plan.mean_gap(slot)).unwrap_or(3600.0)
 }
@@ -221,7 +226,7 @@ fn shown(alert: &AlertSpec, measured: &Measured) -> String {
     measured.value.map_or_else(|| format!("no {} yet", alert.when.statistic), |value| format!("{} {} over {n} answers", alert.when.statistic, figure(value)))
 }
 
-fn since(over: Over, now: Timestamp) -> Since {
+pub(super) fn since(over: Over, now: Timestamp) -> Since {
     match over {
         Over::Last(window) => Since::Time(now.as_microsecond().saturating_sub(window.millis().saturating_mul(1000))),
         Over::Runs(runs) => Since::Runs(runs),

@@ -11,10 +11,12 @@
 
 mod again;
 mod alerts;
+mod anchors;
 mod between;
 mod books;
 mod candidates;
 mod dedup;
+mod dimension;
 mod evaluate;
 mod extract;
 mod gate;

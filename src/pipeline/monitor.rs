@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::{Context, anyhow};
 use regex::Regex;
 
-use super::{again, extract::Extract, view::Patterns};
+use super::{again, dimension::Dimension, extract::Extract, view::Patterns};
 use crate::{
     config::{MetricSpec, MonitorSpec},
     connections::Connections,
@@ -38,6 +38,8 @@ pub struct Monitor {
     pub(super) always: Option<Expr>,
     pub(super) patterns: Patterns,
     pub(super) extract: Extract,
+    /// What alerts tell items by.
+    pub(super) dimensions: Vec<Dimension>,
     /// Free ones first, those made of others last, else as written.
     pub(super) metrics: Arc<[Judge]>,
     /// Metrics whose verdict may change where the case does not.
@@ -123,6 +125,7 @@ impl Monitor {
             always: lenient("sampling.always", &spec.sampling.always)?,
             patterns,
             extract: Extract::new(&spec.extract).map_err(|error| anyhow!("monitor {name}: {error}"))?,
+            dimensions: Dimension::all(&spec).map_err(|error| anyhow!("monitor {name}: alerts: by: {error}"))?,
             metrics: metrics.into(),
             reading_the_trace: again::reading_the_trace(&spec),
             queues: sinks.iter().zip(&spec.publish).map(|((name, sink), config)| queue(name, sink.as_ref(), config.metrics())).collect(),
@@ -188,6 +191,7 @@ fn wants_observations(spec: &MonitorSpec) -> bool {
     let texts = [&extract.input, &extract.output, &extract.context, &extract.expected].into_iter().chain(extract.metadata.values());
     let texts =
         texts.map(String::as_str).chain(extract.details().map(|(_, text)| text)).chain(spec.source.filter.as_deref()).chain(spec.sampling.always.as_deref());
+    let texts = texts.chain(spec.alerts.iter().filter_map(|alert| Some(alert.by.as_ref()?.value.as_str())));
     let texts = texts.chain(spec.metrics.iter().flat_map(|metric| metric.when.as_deref().into_iter().chain(metric.config.templates())));
     // A session's traces have their own.
     let of_turns = |text: &str| matches!(spec.source.scope, Scope::Session { .. }) && text.contains("observations");

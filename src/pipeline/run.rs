@@ -14,6 +14,7 @@ use super::{
     Monitor, Services,
     again::Beyond,
     alerts::{self, Ended, Moved, UNKNOWN_PERIOD},
+    anchors,
     books::Books,
     candidates::{Candidate, Candidates, comes_back, recorded},
     evaluate::{Drawn, Judging},
@@ -106,7 +107,8 @@ async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Resu
     }
     let period = order.period.unwrap_or(UNKNOWN_PERIOD.0);
     let new_items = books.tally().new_items;
-    let ended = Ended { monitor, metrics: &books.metrics, services, report: &report, now: services.clock.now() };
+    let looked = books.tally().anchors.take();
+    let ended = Ended { monitor, metrics: &books.metrics, services, report: &report, now: services.clock.now(), anchors: looked.as_ref() };
     // A release check stops when it knows enough, which alerts must not take for the usual draw.
     let moved = if order.run.trigger == Trigger::Gate { Ok(Moved::default()) } else { alerts::after_run_surely(ended, new_items, period).await };
     let Moved { rows, removed, notices, lines } = match moved {
@@ -126,13 +128,18 @@ async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Resu
     Ok(report)
 }
 
-/// The pipeline.
+/// The pipeline. Anchors come last: what a budget leaves is the items' first.
 async fn work<'a>(books: &'a Books<'a>) -> Result<(), Stopped> {
     if let Some(gate) = &books.order.gate {
         let found = gate::gate(books, gate).await?;
         books.tally().gate = Some(found);
         return Ok(());
     }
+    items(books).await?;
+    anchors::judge(books).await
+}
+
+async fn items<'a>(books: &'a Books<'a>) -> Result<(), Stopped> {
     // What an earlier run drew and did not finish, then what waits for another try.
     if !books.order.dry_run {
         leftovers(books, Stage::Drawn, u64::MAX).await?;

@@ -255,6 +255,8 @@ pub struct CallCx<'a> {
     pub item_id: &'a str,
     /// Of the monitor; those of all monitors are the gateway's own.
     pub budgets: &'a [Budget],
+    /// What the model says now is wanted: no answer that is kept, and this one is not kept.
+    pub fresh: bool,
 }
 
 impl CallCx<'_> {

@@ -13,6 +13,7 @@
 //! Absent on purpose: rules. The store neither decides nor knows what a decision means.
 
 mod alerts;
+mod anchors;
 mod apply;
 mod experiments;
 mod gateway;
@@ -39,7 +40,8 @@ use sqlx::{
 };
 use tokio::sync::watch;
 
-pub use alerts::Since;
+pub use alerts::{Since, Slice, ValueSeen};
+pub use anchors::AnchorRow;
 pub use gateway::{CachedRow, CallRow, UsageRow};
 use lookup::Lookup;
 pub use outbox::QueueStatus;

@@ -268,6 +268,7 @@ mod tests {
                 url: None,
                 at_us: 2,
                 scores: ["one", "two"].map(score).into(),
+                values: Vec::new(),
                 stale: Vec::new(),
                 queues: [Queue { name: "q".to_owned(), wants_item: true, metrics: Vec::new() }].into(),
                 body: Some((BodyKey::new(key(n), "c"), serde_json::to_string(&item).unwrap())),

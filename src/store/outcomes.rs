@@ -38,6 +38,14 @@ pub(super) async fn write(db: &mut SqliteConnection, names: &mut Names, outcomes
     for rows in scores.chunks(ROWS) {
         insert_scores(db, rows).await?;
     }
+    // An item that is judged again has the value that it has now.
+    let values: Vec<_> = outcomes.iter().flat_map(|outcome| outcome.values.iter().map(|(by, value)| (hex(outcome.key.0), &**by, value))).collect();
+    if !values.is_empty() {
+        let sql = "INSERT INTO item_values (item, dimension, value) SELECT items.id, given.value ->> 1, given.value ->> 2
+            FROM json_each($1) AS given JOIN items ON items.key = unhex(given.value ->> 0) WHERE true
+            ON CONFLICT (item, dimension) DO UPDATE SET value = excluded.value WHERE item_values.value <> excluded.value";
+        sqlx::query(sql).bind(json(&values)?).execute(&mut *db).await?;
+    }
     let stale: Vec<&String> = outcomes.iter().flat_map(|outcome| &outcome.stale).collect();
     if !stale.is_empty() {
         // What was scored was sent, and stays.
@@ -205,6 +213,7 @@ mod tests {
             url: None,
             at_us: 2,
             scores: vec![score],
+            values: Vec::new(),
             stale: Vec::new(),
             queues: [("one", ""), ("two", ""), ("three", "other")].map(|(name, metrics)| queue(name, metrics)).into(),
             body: Some((BodyKey::new(key(n), "content"), body(n))),

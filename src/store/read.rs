@@ -40,6 +40,8 @@ pub struct ItemLife {
     /// Beside each of the scores: what the model said where no verdict could be read from it. Kept apart because it goes
     /// nowhere else.
     pub answers: Vec<Option<String>>,
+    /// What alerts tell it by: expressions, and what they gave.
+    pub values: Vec<(String, String)>,
     pub deliveries: Vec<DeliveryRow>,
 }
 
@@ -292,6 +294,8 @@ impl Store {
                 .await?;
             let text = "SELECT s.score_id, q.name, o.state, o.delivered_us, o.error FROM outbox o JOIN scores s ON s.id = o.score JOIN queues q ON q.id = o.queue WHERE s.item = $1 ORDER BY o.id";
             let deliveries = sqlx::query_as(text).bind(item).fetch_all(&self.read).await?;
+            // Of this and of answers, a store that its daemon has not migrated yet has none.
+            let values = sqlx::query_as("SELECT dimension, value FROM item_values WHERE item = $1 ORDER BY dimension").bind(item).fetch_all(&self.read).await;
             lives.push(ItemLife {
                 item_id: row.try_get("item_id")?,
                 item_us: row.try_get("item_us")?,
@@ -302,8 +306,8 @@ impl Store {
                 seen_us: row.try_get("seen_us")?,
                 decided_us: row.try_get("decided_us")?,
                 events,
-                // A store that its daemon has not migrated yet has none.
                 answers: scores.iter().map(|row| row.try_get("answer").unwrap_or_default()).collect(),
+                values: values.unwrap_or_default(),
                 scores: scores.iter().map(score).collect::<Result<_>>()?,
                 deliveries,
             });

@@ -3,7 +3,7 @@
 
 use sqlx::SqliteConnection;
 
-use super::gateway;
+use super::{anchors, gateway};
 
 /// Everything before these instants may go, in microseconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,9 @@ pub(super) async fn retain(db: &mut SqliteConnection, retention: &Retention) -> 
         .rows_affected();
     let sql = "DELETE FROM item_events WHERE rowid IN (SELECT e.rowid FROM item_events e LEFT JOIN items i ON i.id = e.item WHERE i.id IS NULL LIMIT $1)";
     gone += sqlx::query(sql).bind(limit).execute(&mut *db).await?.rows_affected();
+    let sql = "DELETE FROM item_values WHERE (item, dimension) IN
+        (SELECT v.item, v.dimension FROM item_values v LEFT JOIN items i ON i.id = v.item WHERE i.id IS NULL LIMIT $1)";
+    gone += sqlx::query(sql).bind(limit).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE started_us < $1 AND status <> 'running' LIMIT $2)";
     gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM run_groups WHERE (name, run_id) IN (SELECT name, run_id FROM run_groups WHERE run_id NOT IN (SELECT id FROM runs) LIMIT $1)";
@@ -58,6 +61,86 @@ pub(super) async fn retain(db: &mut SqliteConnection, retention: &Retention) -> 
     gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM bodies WHERE id IN (SELECT id FROM bodies b WHERE NOT EXISTS (SELECT 1 FROM outbox o WHERE o.body = b.id) LIMIT $1)";
     gone += sqlx::query(sql).bind(limit).execute(&mut *db).await?.rows_affected();
+    gone += anchors::retain(db, scores_before, retention.runs_before_us, limit).await?;
     gone += gateway::retain(db, retention.now_us, retention.runs_before_us, limit).await?;
     Ok(gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        model::{Decision, ItemKey, Outcome, Usage},
+        store::{DrawBatch, ItemEnd, ItemOutcome, NewItem, NewScore, Retention, Since, Store},
+    };
+
+    #[tokio::test]
+    async fn an_items_values_go_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, writer) = Store::open(folder.path()).await.unwrap();
+        let story = async {
+            let key = ItemKey::new("file:f", "m", "a");
+            let (monitor, run_id) = ("m".to_owned(), "r".to_owned());
+            let item = NewItem {
+                key,
+                item_id: "a".to_owned(),
+                item_us: 1,
+                decision: Decision::Drawn,
+                reason: "drawn".into(),
+                trace: Some("{}".to_owned()),
+                given: None,
+                chosen: false,
+                undrawn: false,
+            };
+            let watermark = None;
+            let batch = DrawBatch {
+                monitor: monitor.clone(),
+                run_id: run_id.clone(),
+                at_us: 1,
+                items: vec![item],
+                baseline: Vec::new(),
+                watermark,
+                complete: true,
+                again: false,
+            };
+            store.record_draw(batch).await.unwrap();
+            let score = NewScore {
+                score_id: "s".to_owned(),
+                metric: "good".into(),
+                revision: "1".into(),
+                data_type: "NUMERIC",
+                outcome: Outcome::Scored { value: 1.0, raw: None, label: None, passed: None, reason: String::new() },
+                usage: Usage::default(),
+                answer: None,
+            };
+            let outcome = ItemOutcome {
+                monitor,
+                run_id,
+                key,
+                item_id: "a".to_owned(),
+                item_us: 1,
+                trace_id: None,
+                observation_id: None,
+                environment: None,
+                url: None,
+                at_us: 2,
+                scores: vec![score],
+                values: vec![("trace.x".into(), "v7".to_owned()), ("trace.y".into(), "none".to_owned())],
+                stale: Vec::new(),
+                queues: Vec::new().into(),
+                body: None,
+                end: Some(ItemEnd { decision: Decision::Scored, reason: String::new(), comes_back: false, counts: true }),
+            };
+            store.record_outcome(outcome).await.unwrap();
+            let seen = async || store.values_seen("m", Some("good"), &Since::Time(0), "trace.x").await.unwrap().len();
+            let rows = async || sqlx::query_scalar::<_, i64>("SELECT count(*) FROM item_values").fetch_one(&store.read).await.unwrap();
+            assert_eq!((seen().await, rows().await), (1, 2));
+            let retention = |before| Retention { now_us: before, scores_before_us: before, runs_before_us: before, decisions_behind_us: 0, limit: 100 };
+            store.retain(retention(2)).await.unwrap();
+            assert_eq!(rows().await, 2, "the score is young enough");
+            store.retain(retention(10)).await.unwrap();
+            assert_eq!(rows().await, 0);
+            store.close().await.unwrap();
+        };
+        tokio::join!(story, writer.run());
+    }
 }

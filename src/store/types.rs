@@ -86,6 +86,8 @@ pub struct ItemOutcome {
     pub url: Option<String>,
     pub at_us: i64,
     pub scores: Vec<NewScore>,
+    /// What the item is told by: expressions, and what they gave.
+    pub values: Vec<(Arc<str>, String)>,
     /// Ids of failed or inapplicable judgements that these scores take the place of, under other names.
     pub stale: Vec<String>,
     /// Queues that get the scored outcomes of the metrics that they want.

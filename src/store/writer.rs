@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     DrawBatch, FinishedRun, GroupTold, Health, ItemOutcome, MovedAlerts, Retention, RunRow, SentBatch,
+    anchors::AnchorsWrite,
     apply::{self, Names},
     experiments::Grouped,
     gateway::GatewayWrite,
@@ -51,6 +52,7 @@ pub(super) enum Write {
     Gateway(GatewayWrite),
     Prompt(PromptWrite),
     Silence(SilenceWrite),
+    Anchors(AnchorsWrite),
     Grouped(Grouped),
     Retain(Retention),
     Checkpoint,
@@ -73,6 +75,7 @@ impl Write {
             | Self::Outbox(_)
             | Self::Prompt(_)
             | Self::Silence(_)
+            | Self::Anchors(_)
             | Self::Grouped(_)
             | Self::Retain(_)
             | Self::Checkpoint

@@ -17,9 +17,11 @@
 )]
 
 mod alerts;
+mod anchors;
 mod build;
 mod calibrate;
 mod cli;
+mod dimensions;
 mod draw;
 mod evaluate;
 mod evidence;

@@ -26,8 +26,8 @@ const TEXT: usize = 1_000;
 
 /// What tells the alert from others: the same from its beginning to its end.
 fn labels(event: &AlertEvent) -> BTreeMap<String, String> {
-    let own = [("alertname", Some(&event.alert)), ("monitor", Some(&event.monitor)), ("metric", event.metric.as_ref())];
-    let own = own.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.clone())));
+    let own = [("alertname", Some(event.alertname())), ("monitor", Some(event.monitor.as_str())), ("metric", event.metric.as_deref())];
+    let own = own.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
     let given = event.labels.iter().map(|(name, value)| (label_name(name), one_line(value, TEXT)));
     // An empty label is none.
     let mut labels: BTreeMap<String, String> = given.chain(own).filter(|(_, value)| !value.is_empty()).collect();

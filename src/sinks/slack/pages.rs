@@ -116,7 +116,10 @@ fn ways_on(news: &News, kind: AlertEventKind, external_url: Option<&Url>) -> Opt
 /// What a silence of these news would be made of.
 fn matchers(news: &News) -> Vec<(&str, &str)> {
     match told(news) {
-        [event] => vec![("alertname", &event.alert), ("monitor", &event.monitor)],
+        [event] => {
+            let by = event.by().and_then(|label| event.labels.get_key_value(label)).map(|(label, value)| (label.as_str(), value.as_str()));
+            [("alertname", event.alertname()), ("monitor", event.monitor.as_str())].into_iter().chain(by).collect()
+        }
         _ => news.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
     }
 }
