@@ -3,6 +3,7 @@
 //! Exit codes (SPEC 3): 0 done; 1 the command ran and found problems; 2 wrong usage or no valid settings; 3 a release check that
 //! found no answer.
 
+mod backfill;
 mod calibrate;
 mod explain;
 mod export;
@@ -86,6 +87,8 @@ enum Command {
     Import(import::Arguments),
     /// A release check: exit 0 pass, 1 fail, 3 undecided
     Gate(gate::Arguments),
+    /// Judge items of the past by the monitor as it is now
+    Backfill(backfill::Arguments),
     /// False alarms a month and delay of a monitor's alerts, under its own scores
     Simulate(simulate::Arguments),
     /// How far a judge agrees with people's labels, and what they would have said of all
@@ -216,6 +219,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Export(arguments) => export::export(&overrides, &arguments),
         Command::Import(arguments) => import::import(&overrides, &arguments),
         Command::Gate(arguments) => gate::gate(&overrides, arguments),
+        Command::Backfill(arguments) => backfill::backfill(&overrides, arguments),
         Command::Simulate(arguments) => simulate::simulate(&overrides, &arguments),
         Command::Calibrate(arguments) => calibrate::calibrate(&overrides, &arguments),
         Command::Silence { action } => silence::silence(&overrides, action),

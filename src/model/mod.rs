@@ -4,6 +4,7 @@
 //! in `store`, wire JSON in the plug-in that speaks it; those convert to and from these types.
 
 mod alert;
+mod backfill;
 mod budget;
 mod ids;
 mod item;
@@ -14,6 +15,7 @@ mod run;
 mod trace;
 
 pub use alert::{AlertEvent, AlertEventKind, AlertState, Judged, MeanOf, Route, RunMean, Severity, Tally, WorstItem};
+pub use backfill::{Backfill, BackfillReport, WouldJudge};
 pub use budget::{Budget, Per, nano_usd, usd};
 pub use ids::{BodyKey, GivenHash, ItemKey, content_hash, dataset_id, run_id, score_id, trace_id};
 pub use item::{About, Item, MetricAbout};

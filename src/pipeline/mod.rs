@@ -11,6 +11,7 @@
 
 mod again;
 mod alerts;
+mod backfill;
 mod books;
 mod candidates;
 mod dedup;
@@ -31,9 +32,11 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub use alerts::{end_alerts, routes};
+pub use backfill::Task;
 pub use monitor::{BuildEnv, Monitor};
 pub use publish::{Couriers, NOTICES};
-pub use run::{Order, Progress, published, run};
+pub use run::{Order, Progress, end_interrupted, published, run};
+pub use sample::seed;
 
 use crate::{config::NotifyTarget, schedule::clock::Clock, store::Store};
 

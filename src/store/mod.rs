@@ -48,7 +48,7 @@ pub use secrets::{SecretsError, change_secrets, read_secrets};
 pub use silences::SilenceRow;
 pub use types::{
     AlertRow, Baseline, DrawBatch, Due, DueNotice, Failure, Fate, FinishedRun, ItemEnd, ItemOutcome, Known, NewItem, NewNotice, NewScore, NoticeEnd, Pending,
-    Queue, RunRow, SentBatch, Stage,
+    Queue, RunRow, SentBatch, Stage, Standing,
 };
 pub use writer::Writer;
 use writer::{Reply, Request, Write};

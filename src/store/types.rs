@@ -55,6 +55,16 @@ pub struct Known {
     pub item_us: i64,
 }
 
+/// How far an item has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub decision: String,
+    /// A run will take it up again.
+    pub waits: bool,
+    /// It was judged, or waited for that.
+    pub was_drawn: bool,
+}
+
 #[derive(Debug, Clone)]
 pub struct NewItem {
     pub key: ItemKey,

@@ -17,6 +17,7 @@
 )]
 
 mod alerts;
+mod backfill;
 mod build;
 mod calibrate;
 mod cli;
