@@ -16,6 +16,7 @@ mod condition;
 pub mod evidence;
 mod machine;
 mod measure;
+pub mod replay;
 pub mod silence;
 pub mod simulate;
 

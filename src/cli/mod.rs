@@ -15,6 +15,7 @@ mod models;
 mod next;
 mod once;
 mod outbox;
+mod plan;
 mod postgres;
 mod prompts;
 mod run;
@@ -89,6 +90,8 @@ enum Command {
     Gate(gate::Arguments),
     /// Judge items of the past by the monitor as it is now
     Backfill(backfill::Arguments),
+    /// What edited monitors would do, cost and tell; judges and writes nothing
+    Plan(plan::Arguments),
     /// False alarms a month and delay of a monitor's alerts, under its own scores
     Simulate(simulate::Arguments),
     /// How far a judge agrees with people's labels, and what they would have said of all
@@ -220,6 +223,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Import(arguments) => import::import(&overrides, &arguments),
         Command::Gate(arguments) => gate::gate(&overrides, arguments),
         Command::Backfill(arguments) => backfill::backfill(&overrides, arguments),
+        Command::Plan(arguments) => plan::plan(&overrides, &arguments),
         Command::Simulate(arguments) => simulate::simulate(&overrides, &arguments),
         Command::Calibrate(arguments) => calibrate::calibrate(&overrides, &arguments),
         Command::Silence { action } => silence::silence(&overrides, action),

@@ -110,7 +110,7 @@ pub(super) fn simulate(overrides: &Overrides, arguments: &Arguments) -> Result<(
 }
 
 /// The alert's condition with a number in it.
-fn number(alert: &AlertSpec, memory: Option<&AlertMemory>) -> Option<Condition> {
+pub(super) fn number(alert: &AlertSpec, memory: Option<&AlertMemory>) -> Option<Condition> {
     if !alert.when.baseline {
         return Some(alert.when);
     }

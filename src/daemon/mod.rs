@@ -4,6 +4,7 @@
 mod heartbeat;
 mod housekeeping;
 mod infer;
+mod look;
 mod monitors;
 mod once;
 mod outbox;
@@ -44,6 +45,7 @@ use crate::{
     telemetry, web,
 };
 pub use infer::infer;
+pub use look::look;
 pub use once::once;
 pub use outbox::change_outbox;
 pub use prompts::refresh_prompts;

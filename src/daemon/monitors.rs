@@ -196,10 +196,10 @@ impl Monitors {
     }
 
     /// Nothing else would ever end what fires of a monitor that runs no longer.
-    fn end_alerts(&mut self, monitor: &str, why: &'static str) {
+    fn end_alerts(&mut self, monitor: &str, why: &'static str, gone: bool) {
         let (world, monitor) = (Arc::clone(&self.world), monitor.to_owned());
         self.errands.spawn("alerts", async move {
-            if let Err(error) = pipeline::end_alerts(&world.services, &monitor, why).await {
+            if let Err(error) = pipeline::end_alerts(&world.services, &monitor, why, gone).await {
                 tracing::warn!(monitor, error = %format!("{error:#}"), "the alerts of a monitor that runs no longer could not be ended");
             }
             for state in STATES {
@@ -407,14 +407,14 @@ impl Monitors {
             match act {
                 Change::Added(spec) | Change::Changed(spec) => {
                     if !spec.enabled {
-                        self.end_alerts(&spec.name, "the monitor was disabled");
+                        self.end_alerts(&spec.name, "the monitor was disabled", false);
                     }
                     self.set(spec, now);
                 }
                 Change::Removed(name) => {
                     self.queue.remove(&name);
                     self.active.remove(name.as_str());
-                    self.end_alerts(&name, "the monitor was removed");
+                    self.end_alerts(&name, "the monitor was removed", true);
                 }
             }
         }

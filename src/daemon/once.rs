@@ -55,7 +55,7 @@ pub(super) fn order(
         (None, None) => Trigger::Manual,
     };
     let order = new_order(spec, plan.as_ref(), now, trigger, request, progress);
-    Ok(Order { backfill: request.backfill.clone().map(|asked| Task { asked, stop: stop.clone() }), ..order })
+    Ok(Order { backfill: request.backfill.clone().map(|asked| Task { asked, stop: stop.clone(), afresh: false }), ..order })
 }
 
 /// # Errors

@@ -54,4 +54,19 @@ pub struct WouldJudge {
     /// What they would cost, roughly; absent where nothing is known of the price.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usd: Option<f64>,
+    /// Where the cost is known from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usd_by: Option<CostBy>,
+}
+
+/// Where a cost is known from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CostBy {
+    /// What the metrics cost before, on average.
+    History,
+    /// The size of the questions and the price list.
+    Prices,
+    /// Each for some of the metrics.
+    Both,
 }

@@ -14,8 +14,8 @@ mod prompt;
 mod run;
 mod trace;
 
-pub use alert::{AlertEvent, AlertEventKind, AlertState, Judged, MeanOf, Route, RunMean, Severity, Tally, WorstItem};
-pub use backfill::{Backfill, BackfillReport, WouldJudge};
+pub use alert::{AlertEvent, AlertEventKind, AlertState, Judged, MeanOf, PastJudgement, PastRun, Route, RunMean, Severity, Tally, WorstItem};
+pub use backfill::{Backfill, BackfillReport, CostBy, WouldJudge};
 pub use budget::{Budget, Per, nano_usd, usd};
 pub use ids::{BodyKey, GivenHash, ItemKey, content_hash, dataset_id, run_id, score_id, trace_id};
 pub use item::{About, Item, MetricAbout};

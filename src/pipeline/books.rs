@@ -17,8 +17,8 @@ use super::{
 use crate::{
     metrics::{Gives, Price},
     model::{
-        BackfillReport, BodyKey, Decision, GateReport, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait, WouldJudge,
-        content_hash,
+        BackfillReport, BodyKey, CostBy, Decision, GateReport, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait,
+        WouldJudge, content_hash,
     },
     providers::Background,
     sources::Window,
@@ -39,8 +39,8 @@ pub(super) struct Books<'a> {
     pub services: &'a Services,
     pub order: &'a Order,
     queues: Arc<[Queue]>,
-    /// Whose money a backfill spends.
-    purse: Option<String>,
+    /// Of calls that wait behind those of all others.
+    background: Option<Background>,
     tally: Mutex<Tally>,
 }
 
@@ -79,8 +79,8 @@ impl<'a> Books<'a> {
     pub(super) fn new(monitor: &'a Monitor, metrics: Arc<[Judge]>, services: &'a Services, order: &'a Order) -> Self {
         // Of a release check the store knows item by item: some are owed by a run that publishes.
         let queues = if order.run.publish || order.gate.is_some() { Arc::clone(&monitor.queues) } else { Arc::from(Vec::new()) };
-        let purse = order.backfill.as_ref().map(|task| task.purse(&order.run, &metrics));
-        Self { monitor, metrics, services, order, queues, purse, tally: Mutex::default() }
+        let background = order.backfill.as_ref().map(|task| Background { id: task.id(&order.run, &metrics), budget: task.budget() });
+        Self { monitor, metrics, services, order, queues, background, tally: Mutex::default() }
     }
 
     /// One task runs a run, so this never waits; the lock lets the run move between threads.
@@ -88,10 +88,8 @@ impl<'a> Books<'a> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Of calls that wait behind those of all others.
-    pub(super) fn background(&self) -> Option<Background<'_>> {
-        let (task, id) = (self.order.backfill.as_ref()?, self.purse.as_deref()?);
-        Some(Background { id, budget: task.budget() })
+    pub(super) fn background(&self) -> Option<&Background> {
+        self.background.as_ref()
     }
 
     /// Whether a paid metric comes after position `at`: then what is known by now is recorded before it is asked.
@@ -119,14 +117,16 @@ impl<'a> Books<'a> {
             let mut tally = self.tally();
             (std::mem::take(&mut tally.would), std::mem::take(&mut tally.guessed))
         };
-        let mut usd = Some(0.0);
+        let (mut usd, mut by) = (Some(0.0), None);
         for (metric, guesses) in guessed {
-            let of_metric = match self.services.store.mean_cost(&self.monitor.spec.name, &metric).await? {
-                Some(mean) => Some(mean * real(guesses.len() as u64)),
-                None => guesses.into_iter().sum(),
+            let (of_metric, from) = match self.services.store.mean_cost(&self.monitor.spec.name, &metric).await? {
+                Some(mean) => (Some(mean * real(guesses.len() as u64)), CostBy::History),
+                None => (guesses.into_iter().sum(), CostBy::Prices),
             };
+            by = Some(by.map_or(from, |by| if by == from { by } else { CostBy::Both }));
             usd = usd.zip(of_metric).map(|(sum, more)| sum + more);
         }
+        would.usd_by = by.filter(|_| usd.is_some());
         would.usd = usd;
         Ok(would)
     }

@@ -36,7 +36,7 @@ pub(super) struct Judging<'a> {
     monitor: &'a Monitor,
     run_id: &'a str,
     item: &'a Drawn,
-    background: Option<Background<'a>>,
+    background: Option<&'a Background>,
     content_hash: String,
     outcomes: BTreeMap<String, Outcome>,
 }
@@ -51,7 +51,7 @@ pub(super) struct Found {
 }
 
 impl<'a> Judging<'a> {
-    pub(super) fn new(monitor: &'a Monitor, run_id: &'a str, item: &'a Drawn, background: Option<Background<'a>>) -> Self {
+    pub(super) fn new(monitor: &'a Monitor, run_id: &'a str, item: &'a Drawn, background: Option<&'a Background>) -> Self {
         Self { monitor, run_id, item, background, content_hash: content_hash(&item.case), outcomes: BTreeMap::new() }
     }
 

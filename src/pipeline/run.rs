@@ -93,7 +93,7 @@ async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Resu
     // Every line that is logged below says whose it is.
     let span = tracing::info_span!("run", monitor = %monitor.spec.name, run = %order.run.id);
     // A dry run judges nothing, so it needs no prompts, unless it has to know what is judged already. Metrics that are asked who they are take of the run's own time.
-    let pinned = if order.dry_run && order.backfill.is_none() {
+    let pinned = if order.dry_run && order.backfill.as_ref().is_none_or(|task| task.afresh) {
         Some(Arc::clone(&monitor.metrics))
     } else {
         tokio::time::timeout(timeout.0, monitor.pinned().instrument(span.clone())).await.ok()
@@ -130,7 +130,9 @@ async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Resu
     };
     report.alerts = lines;
     let now = services.clock.now();
-    let finished = FinishedRun { new_items, report: report.clone(), at_us: now.as_microsecond(), alerts: rows, removed_alerts: removed, notices };
+    // What others do with the monitor says nothing of what its runs were.
+    let version = order.run.trigger.speaks().then(|| (monitor.spec.fingerprint.clone(), serde_json::to_string(&monitor.spec.parts).unwrap_or_default()));
+    let finished = FinishedRun { new_items, report: report.clone(), at_us: now.as_microsecond(), alerts: rows, removed_alerts: removed, notices, version };
     services.store.finish_run(finished).await?;
     services.outbox.send_replace(());
     report.published = published(services, &report.run_id, monitor).await;
@@ -262,7 +264,12 @@ async fn draw(books: &Books<'_>, candidates: Candidates, share: f64) -> Result<V
 async fn judge_all<'a>(books: &'a Books<'a>, items: impl futures_util::Stream<Item = Drawn> + Send + 'a, concurrency: usize) -> Result<(), Stopped> {
     if books.order.dry_run {
         // Consumed all the same: pages are pulled through it.
-        items.for_each(|item| std::future::ready(books.would_judge(&item, |_| true))).await;
+        items
+            .for_each(|item| {
+                books.would_judge(&item, |_| true);
+                std::future::ready(())
+            })
+            .await;
         return Ok(());
     }
     // Boxed, one allocation an item: the compiler cannot else see that a run may move between threads.
@@ -378,7 +385,8 @@ pub async fn end_interrupted(services: &Services, run: &RunRow) -> Result<(), Cl
     let slot = jiff::Timestamp::from_microsecond(run.slot_us).unwrap_or_default();
     let mut report = RunReport::empty(run.id.clone(), run.monitor.clone(), slot, run.trigger, RunStatus::Failed);
     report.error = Some("interrupted; begun again with the same arguments it goes on".to_owned());
-    let finished = FinishedRun { new_items: 0, report, at_us: services.now_us(), alerts: Vec::new(), removed_alerts: Vec::new(), notices: Vec::new() };
+    let finished =
+        FinishedRun { new_items: 0, report, at_us: services.now_us(), alerts: Vec::new(), removed_alerts: Vec::new(), notices: Vec::new(), version: None };
     services.store.finish_run(finished).await
 }
 

@@ -256,19 +256,19 @@ pub struct CallCx<'a> {
     /// Of the monitor; those of all monitors are the gateway's own.
     pub budgets: &'a [Budget],
     /// Of work that nobody waits for.
-    pub background: Option<Background<'a>>,
+    pub background: Option<&'a Background>,
 }
 
 /// Work that others go before, with money of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Background<'a> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Background {
     /// Whose money it is; the same when the work is begun again.
-    pub id: &'a str,
+    pub id: String,
     /// All that it may spend, on top of what other budgets leave.
     pub budget: Option<Budget>,
 }
 
-impl Background<'_> {
+impl Background {
     /// Under which name the store keeps what was spent of its budget.
     #[must_use]
     pub fn account(&self) -> String {

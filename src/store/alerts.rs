@@ -237,7 +237,7 @@ fn judged(row: &SqliteRow) -> Result<Judged> {
 }
 
 /// Of a score `s`: it will not be tried again. One that fails now and is scored by a later run would else count as both.
-const FINAL: &str = "(s.outcome = 'scored' OR s.outcome = 'failed' AND NOT EXISTS (SELECT 1 FROM pending p WHERE p.item = s.item))";
+pub(super) const FINAL: &str = "(s.outcome = 'scored' OR s.outcome = 'failed' AND NOT EXISTS (SELECT 1 FROM pending p WHERE p.item = s.item))";
 
 /// Of its firing and route, no earlier message waits.
 const FIRST_WAITING: &str =

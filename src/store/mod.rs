@@ -16,6 +16,7 @@ mod alerts;
 mod apply;
 mod experiments;
 mod gateway;
+mod history;
 pub mod lock;
 mod lookup;
 mod outbox;
@@ -39,6 +40,7 @@ use tokio::sync::watch;
 
 pub use alerts::Since;
 pub use gateway::{CachedRow, CallRow, UsageRow};
+pub use history::Version;
 use lookup::Lookup;
 pub use outbox::QueueStatus;
 pub use prompts::PromptRow;
@@ -128,6 +130,19 @@ impl Store {
         Ok(Self { lookup: Arc::new(Lookup::new(options.clone())), read: pool(options), writes: None, health })
     }
 
+    /// A store that holds nothing, keeps nothing and takes no writes.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn nothing() -> anyhow::Result<Self> {
+        let options = SqliteConnectOptions::new().in_memory(true).disable_statement_logging();
+        // The one connection is the database.
+        let pool = SqlitePoolOptions::new().max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None);
+        let read = pool.connect_with(options.clone()).await?;
+        sqlx::migrate!("src/store/migrations/sqlite").run(&read).await?;
+        Ok(Self { lookup: Arc::new(Lookup::new(options)), read, writes: None, health: watch::channel(Health::Well).1 })
+    }
+
     /// For waiting until writes get through, and for saying that they do not.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Health> {
@@ -187,12 +202,12 @@ impl Store {
         self.write(Write::FinishRun(Box::new(run))).await.map(|_| ())
     }
 
-    /// Forgets alerts of a monitor that runs no longer, and queues what people are told of it.
+    /// Forgets alerts of a monitor that runs no longer, and queues what people are told of it. `gone`: no file has it any more.
     ///
     /// # Errors
     /// `Closed`.
-    pub async fn end_alerts(&self, monitor: &str, names: Vec<String>, notices: Vec<NewNotice>, at_us: i64) -> Result<(), Closed> {
-        self.write(Write::EndAlerts { monitor: monitor.to_owned(), names, notices, at_us }).await.map(|_| ())
+    pub async fn end_alerts(&self, monitor: &str, names: Vec<String>, notices: Vec<NewNotice>, gone: bool, at_us: i64) -> Result<(), Closed> {
+        self.write(Write::EndAlerts { monitor: monitor.to_owned(), names, notices, gone, at_us }).await.map(|_| ())
     }
 
     /// What became of a message.

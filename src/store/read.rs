@@ -102,7 +102,7 @@ fn run(row: &SqliteRow) -> Result<RunRow> {
 pub(super) const MONITOR: &str = "(SELECT id FROM monitors WHERE name = $1)";
 
 /// Of a run: alerts look at it.
-const SPEAKING: &str = "trigger NOT IN ('gate', 'backfill')";
+pub(super) const SPEAKING: &str = "trigger NOT IN ('gate', 'backfill')";
 
 /// SQL from constants alone; `sqlx` wants that said.
 pub(super) fn sql(text: String) -> sqlx::AssertSqlSafe<String> {

@@ -189,6 +189,8 @@ pub struct FinishedRun {
     /// Alerts that the monitor no longer has.
     pub removed_alerts: Vec<String>,
     pub notices: Vec<NewNotice>,
+    /// The settings that it ran by: a hash of all, and JSON of hashes by key.
+    pub version: Option<(String, String)>,
 }
 
 #[derive(Debug, Clone)]

@@ -48,6 +48,7 @@ pub(super) enum Write {
         monitor: String,
         names: Vec<String>,
         notices: Vec<NewNotice>,
+        gone: bool,
         at_us: i64,
     },
     Sent(SentBatch),

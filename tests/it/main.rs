@@ -35,6 +35,7 @@ mod kills;
 mod outbox;
 mod outside;
 mod pipeline;
+mod plan;
 mod postgres;
 mod processes;
 mod prompts;

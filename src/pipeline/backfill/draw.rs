@@ -64,7 +64,7 @@ impl<'a> Draw<'a> {
             }
             Rule::Smallest { .. } => {
                 for candidate in open {
-                    drawn.extend(self.into_group(candidate).await?);
+                    drawn.extend(self.put(candidate).await?);
                 }
             }
         }
@@ -72,7 +72,7 @@ impl<'a> Draw<'a> {
     }
 
     /// Returns what a slot before drew, where the item is the first of the next.
-    async fn into_group(&mut self, candidate: Candidate) -> Result<Vec<Candidate>, Stopped> {
+    async fn put(&mut self, candidate: Candidate) -> Result<Vec<Candidate>, Stopped> {
         let at = Timestamp::from_microsecond(candidate.item_us).unwrap_or_default();
         let over = self.group.as_ref().is_some_and(|group| group.end.is_some_and(|end| at >= end));
         let drawn = if over { self.finish().await? } else { Vec::new() };

@@ -10,7 +10,11 @@
 mod draw;
 mod place;
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{StreamExt, future::BoxFuture, stream};
 use jiff::Timestamp;
@@ -41,11 +45,13 @@ pub struct Task {
     pub asked: Backfill,
     /// True: items under way are judged, no further ones are begun.
     pub stop: watch::Receiver<bool>,
+    /// As if nothing was known: for a look at what the runs of that time would have done.
+    pub afresh: bool,
 }
 
 impl Task {
-    /// Names the money of all that does the same work: the same items by the same revisions.
-    pub(super) fn purse(&self, run: &RunRow, metrics: &[Judge]) -> String {
+    /// Names all that does the same work, and shares its money: the same items by the same revisions.
+    pub(super) fn id(&self, run: &RunRow, metrics: &[Judge]) -> String {
         let of: Vec<_> = metrics.iter().map(|judge| (&*judge.name, &*judge.revision)).collect();
         let work = format!("{}\0{:?}\0{:?}\0{}\0{of:?}", run.monitor, run.since_us, run.until_us, self.asked.rejudge);
         blake3::hash(work.as_bytes()).to_hex()[..16].to_owned()
@@ -231,6 +237,7 @@ fn one<'a>(books: &'a Books<'a>, Taken { mut candidate, scored }: Taken) -> BoxF
 struct Look<'a> {
     books: &'a Books<'a>,
     rejudge: bool,
+    afresh: bool,
     /// What is younger and undecided, the monitor's next run takes.
     runs_from_us: i64,
     draw: Draw<'a>,
@@ -243,8 +250,8 @@ const TOGETHER: usize = 100;
 
 impl<'a> Look<'a> {
     async fn new(books: &'a Books<'a>, task: &Task) -> Result<Self, sqlx::Error> {
-        let runs_from_us = books.runs_from().await?.as_microsecond();
-        Ok(Self { books, rejudge: task.asked.rejudge, runs_from_us, draw: Draw::new(books), seen: HashSet::new() })
+        let runs_from_us = if task.afresh { i64::MAX } else { books.runs_from().await?.as_microsecond() };
+        Ok(Self { books, rejudge: task.asked.rejudge, afresh: task.afresh, runs_from_us, draw: Draw::new(books), seen: HashSet::new() })
     }
 
     /// As much of the window as holds the items of one run. The source is read to there and let go, however long judging takes.
@@ -285,7 +292,7 @@ impl<'a> Look<'a> {
         let keyed = page.into_iter().filter(|item| item.dated).map(|item| (ItemKey::new(&monitor.source_key, &monitor.spec.name, &item.id), item));
         let new: Vec<(ItemKey, Fetched)> = keyed.filter(|(key, _)| self.seen.insert(*key)).collect();
         let keys: Vec<ItemKey> = new.iter().map(|(key, _)| *key).collect();
-        let standing = self.books.services.store.standing(&keys).await?;
+        let standing = if self.afresh { HashMap::new() } else { self.books.services.store.standing(&keys).await? };
         let (mut scored, mut drawn, mut open) = (Vec::new(), Vec::new(), Vec::new());
         for (key, item) in new {
             self.books.tally().counts.fetched += 1;
