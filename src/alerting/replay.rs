@@ -62,14 +62,14 @@ pub struct Firing {
 pub fn replay(alert: &Tried, runs: &[PastRun]) -> Vec<Firing> {
     let mut life = Life::new(alert, runs);
     let mut firings: Vec<Firing> = Vec::new();
-    for at in 0..runs.len() {
+    for (at, run) in runs.iter().enumerate() {
         let Step { memory, verdict } = life.after(at);
         life.memory = memory;
         match verdict {
-            Verdict::Notify(AlertEventKind::Firing, _) => firings.push(Firing { at: runs[at].ended, resolved: None }),
+            Verdict::Notify(AlertEventKind::Firing, _) => firings.push(Firing { at: run.ended, resolved: None }),
             Verdict::Notify(AlertEventKind::Resolved, _) => {
                 if let Some(last) = firings.last_mut() {
-                    last.resolved = Some(runs[at].ended);
+                    last.resolved = Some(run.ended);
                 }
             }
             _ => {}

@@ -1,7 +1,5 @@
 //! What the alerts of a monitor would have done, and how soon they see a fall.
 
-use std::time::Duration;
-
 use jiff::{SignedDuration, Timestamp};
 
 use super::report::{AlertPlan, Delay, Fall};
@@ -85,7 +83,11 @@ fn caveat(alert: &AlertSpec, of: Option<&MetricSpec>, past: &[PastRun], keys: &[
         return Some(format!("{name}: there are no scores yet that it could be tried on"));
     }
     let own = of.map(|metric| format!("metrics.{}.", metric.name));
-    let judges_anew = |key: &&String| own.as_ref().is_some_and(|own| key.starts_with(own)) && !key.ends_with(".threshold") && !key.ends_with(".when");
+    // What decides whether it is asked, and what its value is compared with, is not what it says.
+    let judges_anew = |key: &&String| {
+        let key = own.as_ref().and_then(|own| key.strip_prefix(own.as_str()));
+        key.is_some_and(|key| !matches!(key, "threshold" | "higher_is_better" | "when"))
+    };
     if let Some(key) = keys.iter().find(judges_anew) {
         return Some(format!("{name}: tried on scores that were given before `{key}` changed; `assayd backfill` judges old items anew"));
     }
@@ -106,7 +108,7 @@ fn tried(alert: &AlertSpec, gap: f64) -> Tried {
         Some(evidence) => Looks::Evidence(Promise { confidence: evidence.confidence, interval: gap }),
         None => {
             let reach = match alert.over {
-                Over::Last(window) => Reach::Time(Duration::from(window.0)),
+                Over::Last(window) => Reach::Time(window.0),
                 Over::Runs(runs) => Reach::Runs(usize::try_from(runs).unwrap_or(usize::MAX)),
             };
             Looks::Window { reach, end: alert.resolve_when }

@@ -93,7 +93,7 @@ async fn monitor_plan(
     let gap = Plan::new(&spec.schedule, &spec.name).ok().and_then(|plan| plan.mean_gap(now)).unwrap_or(3600.0);
     // A day, or the time between two runs where that is longer: so day and night weigh as they do.
     let window = gap.max(DAY);
-    let until = before(now, Duration::from(spec.source.settle.0).as_secs_f64());
+    let until = before(now, spec.source.settle.0.as_secs_f64());
     let since = before(until, window);
     let (run, looked) = match daemon::look(settings, spec, store, since, until).await {
         Ok(looked) => (run_plan(&looked, since, until, window / gap), Some(looked)),

@@ -49,7 +49,6 @@ pub(super) struct MonitorPlan {
     pub notes: Vec<String>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn seconds<S: Serializer>(time: &Human, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(time.0.as_secs())
 }
