@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     alerting::silence::Silence,
-    model::{Changes, Gate, OutboxChange, RunReport},
+    model::{Backfill, Changes, Gate, OutboxChange, RunReport},
 };
 
 /// A run by hand.
@@ -23,6 +23,9 @@ pub struct RunRequest {
     /// A release check instead of a run over new items.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gate: Option<Gate>,
+    /// Items of the past, from `since` to `until`, in place of new ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backfill: Option<Backfill>,
 }
 
 /// What `assayd silence` asks for.
@@ -40,6 +43,8 @@ pub enum Refusal {
     NoSuchMonitor(String),
     #[error("monitor `{0}` is running already")]
     Busy(String),
+    #[error("monitor `{0}` has a backfill under way; it can be begun again when that has ended")]
+    Backfilling(String),
     #[error("{0}")]
     Unfit(String),
     #[error("the daemon is stopping")]

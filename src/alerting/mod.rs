@@ -21,6 +21,7 @@ pub mod group;
 mod machine;
 pub mod maintenance;
 mod measure;
+pub mod replay;
 pub mod silence;
 pub mod simulate;
 pub mod watch;

@@ -40,7 +40,8 @@ pub(super) fn gate(overrides: &Overrides, arguments: Arguments) -> Result<(), Fa
     let settings = settings(overrides)?;
     let spec = monitor(&settings, &arguments.monitor)?;
     let gate = asked(&spec, &arguments)?;
-    let request = RunRequest { since: arguments.since, until: arguments.until, dry_run: false, no_publish: arguments.no_publish, gate: Some(gate) };
+    let request =
+        RunRequest { since: arguments.since, until: arguments.until, dry_run: false, no_publish: arguments.no_publish, gate: Some(gate), backfill: None };
     let report = once::run(overrides, settings, spec, request, "assayd gate").map_err(|failure| match failure {
         // Not a release that failed: nobody knows.
         Failure::Error(error) => {

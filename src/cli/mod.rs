@@ -4,6 +4,7 @@
 //! found no answer.
 
 mod alerts;
+mod backfill;
 mod calibrate;
 mod explain;
 mod export;
@@ -15,6 +16,7 @@ mod models;
 mod next;
 mod once;
 mod outbox;
+mod plan;
 mod postgres;
 mod prompts;
 mod run;
@@ -87,6 +89,10 @@ enum Command {
     Import(import::Arguments),
     /// A release check: exit 0 pass, 1 fail, 3 undecided
     Gate(gate::Arguments),
+    /// Judge items of the past by the monitor as it is now
+    Backfill(backfill::Arguments),
+    /// What edited monitors would do, cost and tell; judges and writes nothing
+    Plan(plan::Arguments),
     /// False alarms a month and delay of a monitor's alerts, under its own scores
     Simulate(simulate::Arguments),
     /// How far a judge agrees with people's labels, and what they would have said of all
@@ -222,6 +228,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Export(arguments) => export::export(&overrides, &arguments),
         Command::Import(arguments) => import::import(&overrides, &arguments),
         Command::Gate(arguments) => gate::gate(&overrides, arguments),
+        Command::Backfill(arguments) => backfill::backfill(&overrides, arguments),
+        Command::Plan(arguments) => plan::plan(&overrides, &arguments),
         Command::Simulate(arguments) => simulate::simulate(&overrides, &arguments),
         Command::Calibrate(arguments) => calibrate::calibrate(&overrides, &arguments),
         Command::Silence { action } => silence::silence(&overrides, action),

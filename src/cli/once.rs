@@ -36,7 +36,8 @@ pub(super) struct Arguments {
 pub(super) fn once(overrides: &Overrides, arguments: Arguments) -> Result<(), Failure> {
     let settings = settings(overrides)?;
     let spec = monitor(&settings, &arguments.monitor)?;
-    let request = RunRequest { since: arguments.since, until: arguments.until, dry_run: arguments.dry_run, no_publish: arguments.no_publish, gate: None };
+    let request =
+        RunRequest { since: arguments.since, until: arguments.until, dry_run: arguments.dry_run, no_publish: arguments.no_publish, gate: None, backfill: None };
     let report = run(overrides, settings, spec, request, "assayd once")?;
     match arguments.format {
         Format::Json => print(&format!("{}\n", serde_json::to_string(&report).map_err(anyhow::Error::from)?))?,

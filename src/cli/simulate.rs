@@ -118,7 +118,7 @@ pub(super) fn simulate(overrides: &Overrides, arguments: &Arguments) -> Result<(
 }
 
 /// The alert's condition with a number in it.
-fn number(alert: &AlertSpec, kept: impl IntoIterator<Item = AlertMemory>) -> Option<Condition> {
+pub(super) fn number(alert: &AlertSpec, kept: impl IntoIterator<Item = AlertMemory>) -> Option<Condition> {
     if !alert.when.baseline {
         return Some(alert.when);
     }

@@ -57,7 +57,7 @@ fn plain_thresholds(spec: &MonitorSpec) -> Option<String> {
 }
 
 /// The monitors of some files and folders, in the monitors' folder (under its defaults) or elsewhere.
-fn chosen(settings: &Settings, overrides: &Overrides, paths: &[PathBuf]) -> Loaded {
+pub(super) fn chosen(settings: &Settings, overrides: &Overrides, paths: &[PathBuf]) -> Loaded {
     let real = |path: &Path| std::fs::canonicalize(path);
     let mut chosen = Loaded::default();
     for path in paths {

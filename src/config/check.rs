@@ -90,6 +90,7 @@ pub(super) fn monitor(tree: &Node, path: &Path, settings: &Settings, faults: &mu
         anchors,
         file: path.to_owned(),
         fingerprint: fingerprint(tree),
+        parts: parts(tree),
         warnings,
     })
 }
@@ -386,6 +387,25 @@ fn publish(nodes: &[Node], metrics: &[MetricSpec], settings: &Settings, faults: 
         sinks.push(config.into());
     }
     sinks
+}
+
+/// Hashes by key, so that it can be told what changed and nothing of what it was. A list's entries go by their names, where they
+/// have some.
+fn parts(tree: &Node) -> BTreeMap<String, String> {
+    fn feed(node: &Node, key: &str, parts: &mut BTreeMap<String, String>) {
+        let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+        let named = |item: &Node| item.get("name").and_then(Node::as_str).map(str::to_owned);
+        match &node.value {
+            Value::Map(map) if !map.is_empty() => map.iter().for_each(|(name, _, value)| feed(value, &below(name), parts)),
+            Value::Seq(items) if !items.is_empty() && items.iter().all(|item| named(item).is_some()) => {
+                items.iter().for_each(|item| feed(item, &below(&named(item).unwrap_or_default()), parts));
+            }
+            _ => drop(parts.insert(key.to_owned(), fingerprint(node)[..8].to_owned())),
+        }
+    }
+    let mut found = BTreeMap::new();
+    feed(tree, "", &mut found);
+    found
 }
 
 /// Over keys and values, not places: a comment or a blank line changes nothing.

@@ -49,6 +49,8 @@ pub struct MonitorSpec {
     pub file: PathBuf,
     /// Hash of all that makes up the monitor after merging and filling in: equal fingerprints, equal behaviour.
     pub fingerprint: String,
+    /// Hashes of its parts, by key: `metrics.faithfulness.prompt`.
+    pub parts: BTreeMap<String, String>,
     /// What is sound and most likely not what was meant.
     pub warnings: Vec<Fault>,
 }

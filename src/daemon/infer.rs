@@ -22,7 +22,7 @@ pub async fn infer(settings: Settings, profile: &str, question: Question, mut te
     tasks.spawn("store", hands.writer.run());
     tasks.spawn("hooks", hands.runner.run());
     let run_id = uuid::Uuid::now_v7().to_string();
-    let cx = CallCx { monitor: "", metric: "", run_id: &run_id, item_id: "", budgets: &[], fresh: false };
+    let cx = CallCx { monitor: "", metric: "", run_id: &run_id, item_id: "", budgets: &[], fresh: false, background: None };
     let mut parts = model.stream(question, cx);
     let mut outcome = Err(CallError::Failed { kind: "transport", message: "the answer ended without its end".to_owned() });
     while let Some(part) = parts.next().await {

@@ -5,6 +5,7 @@ mod between;
 mod heartbeat;
 mod housekeeping;
 mod infer;
+mod look;
 mod monitors;
 mod once;
 mod outbox;
@@ -45,6 +46,7 @@ use crate::{
     telemetry, web,
 };
 pub use infer::infer;
+pub use look::look;
 pub use once::once;
 pub use outbox::change_outbox;
 pub use prompts::refresh_prompts;

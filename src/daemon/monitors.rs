@@ -72,6 +72,11 @@ pub(super) struct Monitors {
     waiting: VecDeque<Wanted>,
     runs: Supervisor,
     couriers: Supervisor,
+    /// Beside the runs, which go first; of each monitor one at a time.
+    backfills: Supervisor,
+    backfilling: HashSet<String>,
+    /// True: no further items of the past are begun.
+    draining: watch::Sender<bool>,
     /// What people ask for, beside runs.
     errands: Supervisor,
     stopped: watch::Receiver<bool>,
@@ -133,6 +138,9 @@ impl Monitors {
             waiting: VecDeque::new(),
             runs: Supervisor::default(),
             couriers,
+            backfills: Supervisor::default(),
+            backfilling: HashSet::new(),
+            draining: watch::Sender::new(false),
             errands: Supervisor::default(),
             stopped,
             queues,
@@ -156,8 +164,12 @@ impl Monitors {
         let last = store.last_slots().await?;
         let now = self.world.services.clock.now();
         for run in open {
+            if run.trigger == Trigger::Backfill {
+                pipeline::end_interrupted(&self.world.services, &run).await?;
+                continue;
+            }
             let (name, id) = (run.monitor.clone(), run.id.clone());
-            let order = Order { run, dry_run: false, gate: None, period: None, progress: None };
+            let order = Order { run, dry_run: false, gate: None, backfill: None, period: None, progress: None };
             if self.start_run(&name, What::Rest(order), None) {
                 tracing::info!(monitor = %name, run = %id, "finishing a run that was interrupted");
             }
@@ -196,11 +208,11 @@ impl Monitors {
     }
 
     /// Nothing else would ever end what fires of a monitor that runs no longer.
-    fn end_alerts(&mut self, monitor: &str, why: &'static str) {
+    fn end_alerts(&mut self, monitor: &str, why: &'static str, gone: bool) {
         let (world, monitor, turn) = (Arc::clone(&self.world), monitor.to_owned(), Arc::clone(&self.between.turn));
         self.errands.spawn("alerts", async move {
             let _turn = turn.lock().await;
-            if let Err(error) = pipeline::end_alerts(&world.services, &monitor, why).await {
+            if let Err(error) = pipeline::end_alerts(&world.services, &monitor, why, gone).await {
                 tracing::warn!(monitor, error = %format!("{error:#}"), "the alerts of a monitor that runs no longer could not be ended");
             }
             tell_states(&world.services, &monitor).await;
@@ -220,15 +232,56 @@ impl Monitors {
     pub fn run_now(&mut self, name: &str, request: &RunRequest, reply: Reply) {
         let refuse = |reply: Reply, refusal| drop(reply.send(Err(refusal)));
         let Some(active) = self.active.get(name) else { return refuse(reply, Refusal::NoSuchMonitor(name.to_owned())) };
+        if request.backfill.is_some() {
+            return self.backfill(name, request, reply);
+        }
         if self.busy.contains(name) {
             return refuse(reply, Refusal::Busy(name.to_owned()));
         }
-        match once::order(&self.world, &active.spec, request, None) {
+        match once::order(&self.world, &active.spec, request, None, &self.draining.subscribe()) {
             Ok(order) => {
                 self.start_run(name, What::Asked(order), Some(reply));
             }
             Err(error) => refuse(reply, Refusal::Unfit(error.to_string())),
         }
+    }
+
+    /// Beside the monitor's runs, until it is done, nobody waits for it any more, or the daemon stops.
+    fn backfill(&mut self, name: &str, request: &RunRequest, mut reply: Reply) {
+        let Some(active) = self.active.get(name) else { return };
+        if !self.backfilling.insert(name.to_owned()) {
+            // A caller that went away needs no answer.
+            return drop(reply.send(Err(Refusal::Backfilling(name.to_owned()))));
+        }
+        let (world, queues, mut draining) = (Arc::clone(&self.world), self.queues.clone(), self.draining.subscribe());
+        let (spec, cell, request) = (Arc::clone(&active.spec), Arc::clone(&active.built), request.clone());
+        self.backfills.spawn(name, async move {
+            let (stop, stopped) = watch::channel(false);
+            let work = async {
+                let monitor = build(&world, &spec, &cell, &queues)?;
+                let order = once::order(&world, &spec, &request, None, &stopped)?;
+                if !order.dry_run {
+                    world.services.store.begin_run(order.run.clone()).await?;
+                }
+                anyhow::Ok(pipeline::run(&monitor, &world.services, &order).await?)
+            };
+            let mut work = std::pin::pin!(work);
+            let done = tokio::select! {
+                done = &mut work => Some(done),
+                () = reply.closed() => None,
+                _ = draining.wait_for(|draining| *draining) => None,
+            };
+            let done = match done {
+                Some(done) => done,
+                None => {
+                    // What is under way is paid for.
+                    stop.send_replace(true);
+                    work.await
+                }
+            };
+            // As above.
+            drop(reply.send(done.map_err(|error| Refusal::Unfit(format!("{error:#}")))));
+        });
     }
 
     fn publishers(&self) -> Vec<Publisher> {
@@ -346,6 +399,7 @@ impl Monitors {
             tokio::select! {
                 ended = self.runs.ended() => return ended,
                 _ = self.errands.ended() => {}
+                ended = self.backfills.ended() => drop(self.backfilling.remove(&ended.name)),
             }
         }
     }
@@ -367,14 +421,14 @@ impl Monitors {
             match act {
                 Change::Added(spec) | Change::Changed(spec) => {
                     if !spec.enabled {
-                        self.end_alerts(&spec.name, "the monitor was disabled");
+                        self.end_alerts(&spec.name, "the monitor was disabled", false);
                     }
                     self.set(spec, now);
                 }
                 Change::Removed(name) => {
                     self.queue.remove(&name);
                     self.active.remove(name.as_str());
-                    self.end_alerts(&name, "the monitor was removed");
+                    self.end_alerts(&name, "the monitor was removed", true);
                 }
             }
         }
@@ -437,7 +491,10 @@ impl Monitors {
         self.waiting.clear();
         let names: Vec<_> = self.active.keys().cloned().collect();
         names.iter().for_each(|name| self.queue.remove(name));
-        self.runs.finish(grace).await
+        self.draining.send_replace(true);
+        let (mut left, backfills) = tokio::join!(self.runs.finish(grace), self.backfills.finish(grace));
+        left.extend(backfills);
+        left
     }
 
     pub async fn stop_couriers(&mut self, grace: Duration) {

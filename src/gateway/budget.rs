@@ -91,6 +91,14 @@ impl Money {
     }
 }
 
+/// What a budget is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Monitor,
+    All,
+    Backfill,
+}
+
 /// Why a call has to wait for another time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refusal {
@@ -112,7 +120,7 @@ impl Budgets {
 
     /// Whether calls of this caller have to be paid for from a budget.
     pub(super) fn apply(&self, cx: &CallCx<'_>) -> bool {
-        !self.overall.is_empty() || !cx.budgets.is_empty()
+        !self.overall.is_empty() || !cx.budgets.is_empty() || purse(cx).is_some()
     }
 
     /// Reserves `worst` nano-USD from every budget that applies; waits for calls under way where they may leave enough.
@@ -125,12 +133,14 @@ impl Budgets {
         let mut reservation = Reservation { worst, accounts: Vec::with_capacity(cx.budgets.len() + self.overall.len()), begun: false };
         // Always in this order. Nobody waits for an account while holding one that the other waits for: what is held is
         // given back before a wait.
-        let wanted: Vec<(Key, Option<&str>, Budget)> = (cx.budgets.iter().map(|budget| (of_monitor(cx, *budget, now), Some(cx.monitor), *budget)))
-            .chain(self.overall.iter().map(|budget| (of_all(cx, *budget, now), None, *budget)))
+        let wanted: Vec<(Key, Whose, Budget)> = (cx.budgets.iter().map(|budget| (of_monitor(cx, *budget, now), Whose::Monitor, *budget)))
+            .chain(self.overall.iter().map(|budget| (of_all(cx, *budget, now), Whose::All, *budget)))
+            .chain(purse(cx).map(|(key, budget)| (key, Whose::Backfill, budget)))
             .collect();
         'again: loop {
-            for (key, monitor, budget) in &wanted {
-                let account = self.account(store, key, *monitor, *budget).await?;
+            for (key, whose, budget) in &wanted {
+                let monitor = (*whose == Whose::Monitor).then_some(cx.monitor);
+                let account = self.account(store, key, monitor, *budget).await?;
                 let changed = Arc::clone(&account.changed).notified_owned();
                 let mut changed = std::pin::pin!(changed);
                 changed.as_mut().enable();
@@ -143,7 +153,7 @@ impl Budgets {
                         continue 'again;
                     }
                     Fit::Never => {
-                        let refusal = account.refusal(worst, budget, monitor.is_some());
+                        let refusal = account.refusal(worst, budget, *whose);
                         reservation.give_back();
                         return Err(Refusal::Over(refusal));
                     }
@@ -219,6 +229,12 @@ fn of_all(cx: &CallCx<'_>, budget: Budget, now: jiff::Timestamp) -> Key {
     }
 }
 
+/// What background work may spend in all.
+fn purse(cx: &CallCx<'_>) -> Option<(Key, Budget)> {
+    let background = cx.background?;
+    Some(((background.account(), 0), background.budget?))
+}
+
 impl Account {
     fn lock(&self) -> MutexGuard<'_, Money> {
         // As above.
@@ -274,10 +290,14 @@ impl Account {
         store.commit_budget(&self.key.0, self.key.1, target, at_us).await
     }
 
-    fn refusal(&self, worst: i64, budget: &Budget, of_monitor: bool) -> String {
+    fn refusal(&self, worst: i64, budget: &Budget, whose: Whose) -> String {
         let left = (budget.nano_usd - self.lock().settled).max(0);
-        let whose = if of_monitor { "budget" } else { "budget of all monitors" };
-        format!("over the {whose}: {:.6} of {:.6} USD per {} are left, and the call may cost {:.6}", usd(left), budget.usd(), budget.per.as_str(), usd(worst))
+        let (whose, per) = match whose {
+            Whose::Monitor => ("the budget", format!(" per {}", budget.per.as_str())),
+            Whose::All => ("the budget of all monitors", format!(" per {}", budget.per.as_str())),
+            Whose::Backfill => ("the backfill's limit", String::new()),
+        };
+        format!("over {whose}: {:.6} of {:.6} USD{per} are left, and the call may cost {:.6}", usd(left), budget.usd(), usd(worst))
     }
 }
 
@@ -356,7 +376,7 @@ mod tests {
     }
 
     fn cx(budgets: &[Budget]) -> CallCx<'_> {
-        CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i", budgets, fresh: false }
+        CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i", budgets, fresh: false, background: None }
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! Places that are given in turn: each who waits gets the next one after everybody else who waits has had one, so that
-//! a large run does not starve a small one. The number of places may change while they are used.
+//! a large run does not starve a small one. Work that nobody waits for gets a place when nobody else wants it, and else one in
+//! [`PATIENCE`]: what it holds elsewhere must not be held for ever. The number of places may change while they are used.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,13 +14,65 @@ pub(super) struct Fair {
     state: Mutex<State>,
 }
 
+/// As many places in a row go past those in the background.
+const PATIENCE: u32 = 8;
+
 #[derive(Debug)]
 struct State {
     places: usize,
     taken: usize,
+    first: Line,
+    background: Line,
+    /// Places that went past the background since it had its last.
+    passed_over: u32,
+}
+
+#[derive(Debug, Default)]
+struct Line {
     /// Who waits, in the order of their next turn; each once.
     turns: VecDeque<Arc<str>>,
     waiting: HashMap<Arc<str>, VecDeque<oneshot::Sender<Place>>>,
+}
+
+impl Line {
+    fn wait(&mut self, who: &str) -> oneshot::Receiver<Place> {
+        let (sender, turn) = oneshot::channel();
+        let who: Arc<str> = match self.waiting.get_key_value(who) {
+            Some((known, _)) => Arc::clone(known),
+            None => who.into(),
+        };
+        let line = self.waiting.entry(Arc::clone(&who)).or_default();
+        line.push_back(sender);
+        if line.len() == 1 {
+            self.turns.push_back(who);
+        }
+        turn
+    }
+
+    /// Whose turn is next; their next one comes after that of all others.
+    fn next(&mut self) -> Option<oneshot::Sender<Place>> {
+        let who = self.turns.pop_front()?;
+        let line = self.waiting.get_mut(&who)?;
+        let sender = line.pop_front();
+        if line.is_empty() {
+            self.waiting.remove(&who);
+        } else {
+            self.turns.push_back(who);
+        }
+        sender
+    }
+}
+
+impl State {
+    fn next(&mut self) -> Option<oneshot::Sender<Place>> {
+        let behind = !self.background.turns.is_empty();
+        if behind && (self.first.turns.is_empty() || self.passed_over >= PATIENCE) {
+            self.passed_over = 0;
+            return self.background.next();
+        }
+        self.passed_over = if behind { self.passed_over + 1 } else { 0 };
+        self.first.next()
+    }
 }
 
 /// One place, given back when dropped.
@@ -38,28 +91,19 @@ impl Drop for Place {
 
 impl Fair {
     pub(super) fn new(places: usize) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State { places: places.max(1), taken: 0, turns: VecDeque::new(), waiting: HashMap::new() }) })
+        let state = State { places: places.max(1), taken: 0, first: Line::default(), background: Line::default(), passed_over: 0 };
+        Arc::new(Self { state: Mutex::new(state) })
     }
 
-    /// Waits for `who`'s turn. May be cancelled.
-    pub(super) async fn place(self: &Arc<Self>, who: &str) -> Place {
+    /// Waits for `who`'s turn, behind all others where it is work in the background. May be cancelled.
+    pub(super) async fn place(self: &Arc<Self>, who: &str, background: bool) -> Place {
         let turn = {
             let mut state = self.lock();
-            if state.taken < state.places && state.turns.is_empty() {
+            if state.taken < state.places && state.first.turns.is_empty() && state.background.turns.is_empty() {
                 state.taken += 1;
                 return Place(Some(Arc::clone(self)));
             }
-            let (sender, turn) = oneshot::channel();
-            let who: Arc<str> = match state.waiting.get_key_value(who) {
-                Some((known, _)) => Arc::clone(known),
-                None => who.into(),
-            };
-            let line = state.waiting.entry(Arc::clone(&who)).or_default();
-            line.push_back(sender);
-            if line.len() == 1 {
-                state.turns.push_back(who);
-            }
-            turn
+            if background { state.background.wait(who) } else { state.first.wait(who) }
         };
         turn.await.expect("invariant: who waits is in the line, and the line lives as long as `self`")
     }
@@ -77,16 +121,8 @@ impl Fair {
 
     fn hand_out(self: &Arc<Self>, state: &mut State) {
         while state.taken < state.places
-            && let Some(who) = state.turns.pop_front()
+            && let Some(sender) = state.next()
         {
-            let Some(line) = state.waiting.get_mut(&who) else { continue };
-            let sender = line.pop_front();
-            if line.is_empty() {
-                state.waiting.remove(&who);
-            } else {
-                state.turns.push_back(who);
-            }
-            let Some(sender) = sender else { continue };
             state.taken += 1;
             if let Err(mut place) = sender.send(Place(Some(Arc::clone(self)))) {
                 // Gave up waiting. Emptied before it drops: that would give the place back under this very lock.
@@ -111,10 +147,10 @@ mod tests {
     #[tokio::test]
     async fn a_small_run_is_not_behind_all_of_a_large_one() {
         let fair = Fair::new(1);
-        let held = fair.place("large").await;
-        let mut large: Vec<_> = (0..50).map(|_| Box::pin(fair.place("large"))).collect();
+        let held = fair.place("large", false).await;
+        let mut large: Vec<_> = (0..50).map(|_| Box::pin(fair.place("large", false))).collect();
         large.iter_mut().for_each(|wait| assert!(wait.now_or_never().is_none()));
-        let mut small = Box::pin(fair.place("small"));
+        let mut small = Box::pin(fair.place("small", false));
         assert!((&mut small).now_or_never().is_none());
         drop(held);
         let first = large.remove(0).await;
@@ -127,26 +163,47 @@ mod tests {
     #[tokio::test]
     async fn who_gives_up_waiting_takes_no_place_with_him() {
         let fair = Fair::new(1);
-        let held = fair.place("a").await;
-        let mut gone = Box::pin(fair.place("b"));
+        let held = fair.place("a", false).await;
+        let mut gone = Box::pin(fair.place("b", false));
         assert!((&mut gone).now_or_never().is_none());
-        let mut given = Box::pin(fair.place("c"));
+        let mut given = Box::pin(fair.place("c", false));
         assert!((&mut given).now_or_never().is_none());
         drop(gone);
         drop(held);
         // Given, and dropped before it was looked at.
         drop(given);
-        drop(fair.place("d").now_or_never().expect("a free place"));
+        drop(fair.place("d", false).now_or_never().expect("a free place"));
         assert_eq!(fair.taken(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_background_waits_until_nobody_else_wants_a_place_but_not_for_ever() {
+        let fair = Fair::new(1);
+        let mut held = fair.place("live", false).await;
+        let mut behind = Box::pin(fair.place("behind", true));
+        assert!((&mut behind).now_or_never().is_none());
+        for _ in 0..PATIENCE {
+            let mut live = Box::pin(fair.place("live", false));
+            assert!((&mut live).now_or_never().is_none());
+            drop(held);
+            assert!((&mut behind).now_or_never().is_none(), "who came later goes first");
+            held = live.await;
+        }
+        let mut live = Box::pin(fair.place("live", false));
+        assert!((&mut live).now_or_never().is_none());
+        drop(held);
+        drop(behind.now_or_never().expect("its turn after all"));
+        drop(live.await);
+        drop(fair.place("behind", true).now_or_never().expect("a free place that nobody wants"));
     }
 
     #[tokio::test]
     async fn places_come_and_go() {
         let fair = Fair::new(2);
-        let (one, two) = (fair.place("a").await, fair.place("a").await);
+        let (one, two) = (fair.place("a", false).await, fair.place("a", false).await);
         fair.resize(1);
         drop(one);
-        let mut third = Box::pin(fair.place("a"));
+        let mut third = Box::pin(fair.place("a", false));
         assert!((&mut third).now_or_never().is_none(), "two were taken, one is left");
         fair.resize(2);
         let three = third.await;

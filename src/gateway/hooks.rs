@@ -311,7 +311,7 @@ mod tests {
             max_tokens: 10,
             schema: schema.map(Arc::new),
         };
-        let cx = CallCx { monitor: "", metric: "", run_id: "r", item_id: "i", budgets: &[], fresh: false };
+        let cx = CallCx { monitor: "", metric: "", run_id: "r", item_id: "i", budgets: &[], fresh: false, background: None };
         let mut call = Call::new(jiff::Timestamp::UNIX_EPOCH, &cx, "judge", "openai", &request);
         let result = result.map(|(text, stop)| (text.to_owned(), stop)).map_err(|(message, kind)| (message.to_owned(), kind));
         call.outcome = Some(Outcome { took: Duration::from_millis(7), result, usage: Usage::default(), cached: false });

@@ -14,7 +14,7 @@ use super::{
     rate::Rate,
 };
 use crate::{
-    providers::{ChatAnswer, ChatRequest, Headroom, Left, Limits, ProviderError},
+    providers::{CallCx, ChatAnswer, ChatRequest, Headroom, Left, Limits, ProviderError},
     util::backoff,
 };
 
@@ -94,12 +94,13 @@ impl Lane {
     }
 
     /// Waits for a place and for the rates.
-    pub(super) async fn enter(&self, who: &str, request: &ChatRequest) -> Entry {
-        let place = self.places.place(who).await;
+    pub(super) async fn enter(&self, cx: &CallCx<'_>, request: &ChatRequest) -> Entry {
+        let (who, background) = (cx.monitor, cx.background.is_some());
+        let place = self.places.place(who, background).await;
         if !self.lock().is_paced() {
             return Entry { _place: place, tokens: 0 };
         }
-        let _turn = self.turn.place(who).await;
+        let _turn = self.turn.place(who, background).await;
         let slot = self.lock().slot(Instant::now());
         loop {
             // Only what may be used at once is taken: who gives up waiting has taken nothing.

@@ -18,7 +18,9 @@ use super::{
 };
 use crate::{
     model::{Usage, nano_usd},
-    providers::{CallCx, CallError, ChatAnswer, ChatRequest, FallbackOn, Message, Model, Part, Provider, ProviderError, Question, Reply, prices::Price},
+    providers::{
+        CallCx, CallError, ChatAnswer, ChatRequest, FallbackOn, Message, Model, Part, Provider, ProviderError, Question, Reply, Tokens, prices::Price,
+    },
     schedule::clock::Clock,
     util::{
         backoff::{self, Policy},
@@ -71,6 +73,13 @@ impl Model for Ladder {
 
     fn stream<'a>(&'a self, question: Question, cx: CallCx<'a>) -> BoxStream<'a, Result<Part, CallError>> {
         driven(move |out| async move { self.pour(&question, cx, &out).await })
+    }
+
+    fn guess(&self, question: &Question, output: u64) -> Option<f64> {
+        let rung = self.rungs.first()?;
+        let request = rung.request(question);
+        let input = request.bytes() as u64 / BYTES_A_TOKEN + TOKENS_A_MESSAGE * (request.messages.len() as u64 + 1);
+        rung.price?.cost(Tokens { input: Some(input), output: Some(output.min(u64::from(request.max_tokens))), ..Tokens::default() })
     }
 
     fn identity(&self) -> String {
@@ -262,8 +271,8 @@ impl Profile {
             provider.resumed(self.retry.max_elapsed).await.map_err(|left| self.blocked(&paused(left)))?;
             self.circuit.head_start().await;
             // The narrower place first: who waits for a slow provider must not hold a place that others could use.
-            let entries = [own.enter(cx.monitor, request).await, provider.enter(cx.monitor, request).await];
-            let everywhere = self.everywhere.place(cx.monitor).await;
+            let entries = [own.enter(&cx, request).await, provider.enter(&cx, request).await];
+            let everywhere = self.everywhere.place(cx.monitor, cx.background.is_some()).await;
             // Queueing takes time, and what held before may not hold now.
             if provider.pause().is_none() {
                 let pass = self.circuit.enter().map_err(|reason| self.blocked(&reason))?;
@@ -333,6 +342,8 @@ impl Profile {
 /// Around the texts: roles, separators, a tool's or a schema's own words.
 const TOKENS_A_MESSAGE: u64 = 16;
 const TOKENS_OF_A_SCHEMA: u64 = 512;
+/// Of English text, about; what is asked is never decided by it.
+const BYTES_A_TOKEN: u64 = 4;
 
 /// An upper bound, no guess: every tokenizer in use falls back to single bytes, so no token is shorter than one.
 fn input_tokens_at_most(request: &ChatRequest) -> u64 {

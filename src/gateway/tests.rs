@@ -113,7 +113,7 @@ fn gateway(provider: &Arc<Scripted>, judge_calls: usize, concurrency: Option<usi
 
 async fn ask(model: &Arc<dyn Model>) -> Result<Reply, CallError> {
     let question = Question { messages: vec![Message::user("How good?")], ..Question::default() };
-    model.ask(question, CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i", budgets: &[], fresh: false }).await
+    model.ask(question, CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i", budgets: &[], fresh: false, background: None }).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -312,7 +312,8 @@ async fn a_stream_is_tried_again_until_its_first_part() {
     let gateway = gateway(&provider, 4, None);
     let judge = gateway.model("judge").unwrap();
     let question = Question { messages: vec![Message::user("How good?")], ..Question::default() };
-    let parts: Vec<_> = judge.stream(question, CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i", budgets: &[], fresh: false }).collect().await;
+    let parts: Vec<_> =
+        judge.stream(question, CallCx { monitor: "m", metric: "x", run_id: "r", item_id: "i", budgets: &[], fresh: false, background: None }).collect().await;
     assert!(matches!(parts.as_slice(), [Ok(Part::Text(text)), Ok(Part::End(reply))] if text == "{}" && reply.text == "{}"), "{parts:?}");
     assert_eq!(provider.calls(), 2);
 }
@@ -365,11 +366,12 @@ async fn a_call_that_may_need_much_holds_up_the_next_only_until_it_is_answered()
     };
     let begin = Instant::now();
     let (large, small) = (request(u32::MAX), request(10));
-    let first = lane.enter("a", &large).await;
+    let cx = |monitor| CallCx { monitor, metric: "x", run_id: "r", item_id: "i", budgets: &[], fresh: false, background: None };
+    let first = lane.enter(&cx("a"), &large).await;
     let answer = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
         lane.observe(&first, &fine());
     };
-    tokio::join!(answer, lane.enter("b", &small));
+    tokio::join!(answer, async { lane.enter(&cx("b"), &small).await });
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
 }

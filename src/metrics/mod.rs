@@ -203,6 +203,11 @@ pub trait Metric: Send + Sync {
         None
     }
 
+    /// What judging the case would cost, roughly, in USD; `None` where that cannot be told. Asks nobody.
+    fn guess(&self, _case: &Case, _view: &minijinja::Value) -> Option<f64> {
+        None
+    }
+
     /// NUMERIC, BOOLEAN or CATEGORICAL, as Langfuse names them.
     fn data_type(&self) -> DataType {
         DataType::Numeric

@@ -252,6 +252,24 @@ pub struct RunMean {
     pub n: u64,
 }
 
+/// One judgement of a run that is over.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PastJudgement {
+    pub judged: Judged,
+    /// Its item was judged because it was asked for, not by chance.
+    pub chosen: bool,
+    pub cost_usd: Option<f64>,
+}
+
+/// A run that is over, with what it judged by one metric, or by all.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PastRun {
+    pub id: String,
+    pub slot: Timestamp,
+    pub ended: Timestamp,
+    pub judged: Vec<PastJudgement>,
+}
+
 /// Items drawn in the last 24 h, by what has become of them. An item whose judgement waits for less than two slots counts
 /// nowhere: that is the usual delay.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

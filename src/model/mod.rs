@@ -4,6 +4,7 @@
 //! in `store`, wire JSON in the plug-in that speaks it; those convert to and from these types.
 
 mod alert;
+mod backfill;
 mod budget;
 mod ids;
 mod item;
@@ -14,8 +15,10 @@ mod run;
 mod trace;
 
 pub use alert::{
-    AlertEvent, AlertEventKind, AlertState, Coverage, Group, Judged, MeanOf, News, Route, RunMean, Severity, Tally, WorstItem, alert_of_value, alertname,
+    AlertEvent, AlertEventKind, AlertState, Coverage, Group, Judged, MeanOf, News, PastJudgement, PastRun, Route, RunMean, Severity, Tally, WorstItem,
+    alert_of_value, alertname,
 };
+pub use backfill::{Backfill, BackfillReport, CostBy, WouldJudge};
 pub use budget::{Budget, Per, nano_usd, usd};
 pub use ids::{BodyKey, GivenHash, ItemKey, content_hash, dataset_id, run_id, score_id, trace_id};
 pub use item::{About, Item, MetricAbout};

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{AlertState, ItemCounts, PromptUse};
+use super::{AlertState, BackfillReport, ItemCounts, PromptUse, WouldJudge};
 
 /// Who asked for a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,9 +17,18 @@ pub enum Trigger {
     Manual,
     /// A release check: its items are chosen to know soon, so no alert looks at them.
     Gate,
+    /// Items of the past, judged by the monitor as it is now: they say nothing of today.
+    Backfill,
 }
 
 impl Trigger {
+    /// Whether the run speaks for how the monitor and its product are doing: only then do alerts look at it. SQL that asks the same
+    /// names the others.
+    #[must_use]
+    pub fn speaks(self) -> bool {
+        !matches!(self, Self::Gate | Self::Backfill)
+    }
+
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -28,13 +37,14 @@ impl Trigger {
             Self::Start => "start",
             Self::Manual => "manual",
             Self::Gate => "gate",
+            Self::Backfill => "backfill",
         }
     }
 
     /// The trigger of a stored run; what a newer assayd may have written counts as manual.
     #[must_use]
     pub fn from_name(name: &str) -> Self {
-        [Self::Schedule, Self::CatchUp, Self::Start, Self::Gate].into_iter().find(|trigger| trigger.name() == name).unwrap_or(Self::Manual)
+        [Self::Schedule, Self::CatchUp, Self::Start, Self::Gate, Self::Backfill].into_iter().find(|trigger| trigger.name() == name).unwrap_or(Self::Manual)
     }
 
     /// What tells runs of the same instant apart. A slot runs once whoever fires it, so a caught-up slot is the
@@ -103,6 +113,39 @@ pub struct RunReport {
     /// Of a release check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<GateReport>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backfill: Option<BackfillReport>,
+    /// Of a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub would: Option<WouldJudge>,
+}
+
+impl RunReport {
+    /// Of a run that did nothing yet.
+    #[must_use]
+    pub fn empty(run_id: String, monitor: String, slot: Timestamp, trigger: Trigger, status: RunStatus) -> Self {
+        Self {
+            backlog_seconds: None,
+            run_id,
+            monitor,
+            slot,
+            trigger,
+            status,
+            error: None,
+            counts: ItemCounts::default(),
+            metrics: BTreeMap::new(),
+            published: BTreeMap::new(),
+            alerts: Vec::new(),
+            cost_usd: 0.0,
+            judge_blocked: None,
+            over_budget: None,
+            duration_ms: 0,
+            prompts: BTreeMap::new(),
+            gate: None,
+            backfill: None,
+            would: None,
+        }
+    }
 }
 
 /// Whether the mean of a metric over a window's items is at a threshold or better.

@@ -346,18 +346,18 @@ async fn ends(
     Ok(told.into_iter().map(|(group, told)| NewNotice { group, event: over(told) }).collect())
 }
 
-/// The alerts of a monitor that runs no longer: nothing will ever end them.
+/// The alerts of a monitor that runs no longer: nothing will ever end them. `gone`: no file has it any more.
 ///
 /// # Errors
 /// The store's, or that it is closed.
-pub async fn end_alerts(services: &Services, monitor: &str, why: &str) -> anyhow::Result<()> {
+pub async fn end_alerts(services: &Services, monitor: &str, why: &str, gone: bool) -> anyhow::Result<()> {
     let memories = memories(services, monitor).await?;
     let mut notices = Vec::new();
     for (name, memory) in &memories {
         notices.extend(ends(services, (monitor, name), memory, why, "", services.clock.now()).await?);
     }
     let moved =
-        MovedAlerts { monitor: monitor.to_owned(), at_us: services.now_us(), removed: memories.into_keys().collect(), notices, ..MovedAlerts::default() };
+        MovedAlerts { monitor: monitor.to_owned(), at_us: services.now_us(), removed: memories.into_keys().collect(), notices, gone, ..MovedAlerts::default() };
     services.store.record_alerts(moved).await?;
     services.outbox.send_replace(());
     Ok(())

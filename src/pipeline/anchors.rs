@@ -157,6 +157,7 @@ async fn judgement(books: &Books<'_>, judge: &Judge, anchor: &Anchor) -> Judgeme
         item_id: &item_id,
         budgets: &books.monitor.spec.evaluation.budget,
         fresh: true,
+        background: None,
     };
     judge.metric.judge(&MetricCx { case: &case, view: &view, latency_ms: None, cost_usd: None, observations: &[], scores: &scores, call }).await
 }

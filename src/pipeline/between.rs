@@ -191,7 +191,7 @@ impl Look<'_> {
 
     async fn store(&self, monitor: &str, moved: Moved) -> Result<(), LookError> {
         let Moved { rows, removed, notices, .. } = moved;
-        let moved = MovedAlerts { monitor: monitor.to_owned(), at_us: self.now.as_microsecond(), rows, removed, notices };
+        let moved = MovedAlerts { monitor: monitor.to_owned(), at_us: self.now.as_microsecond(), rows, removed, notices, gone: false };
         Ok(self.services.store.record_alerts(moved).await?)
     }
 
@@ -226,7 +226,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{Cache, Overrides, load_monitors, load_settings},
-        model::{ItemCounts, RunReport, RunStatus, Trigger},
+        model::{RunReport, RunStatus, Trigger},
         schedule::clock::Clock,
         store::{FinishedRun, GroupTold, RunRow, Store, TellingEnd},
     };
@@ -307,26 +307,9 @@ mod tests {
             if status == RunStatus::Running {
                 return;
             }
-            let report = RunReport {
-                run_id: id.to_owned(),
-                monitor: "m".to_owned(),
-                slot: at(minute),
-                trigger: Trigger::Schedule,
-                status,
-                error: (status == RunStatus::Failed).then(|| "HTTP 500".to_owned()),
-                counts: ItemCounts::default(),
-                metrics: BTreeMap::new(),
-                published: BTreeMap::new(),
-                alerts: Vec::new(),
-                cost_usd: 0.0,
-                judge_blocked: None,
-                over_budget: None,
-                duration_ms: 0,
-                backlog_seconds: None,
-                prompts: BTreeMap::new(),
-                gate: None,
-            };
-            let end = FinishedRun { new_items: 0, report, at_us: us, alerts: Vec::new(), removed_alerts: Vec::new(), notices: Vec::new() };
+            let error = (status == RunStatus::Failed).then(|| "HTTP 500".to_owned());
+            let report = RunReport { error, ..RunReport::empty(id.to_owned(), "m".to_owned(), at(minute), Trigger::Schedule, status) };
+            let end = FinishedRun { new_items: 0, report, at_us: us, alerts: Vec::new(), removed_alerts: Vec::new(), notices: Vec::new(), version: None };
             self.services.store.finish_run(end).await.unwrap();
         }
 

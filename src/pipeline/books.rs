@@ -16,8 +16,12 @@ use super::{
     run::{Order, Progress, Stopped},
 };
 use crate::{
-    metrics::Gives,
-    model::{BodyKey, Decision, GateReport, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait, alertname, content_hash},
+    metrics::{Gives, Price},
+    model::{
+        BackfillReport, BodyKey, CostBy, Decision, GateReport, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait,
+        WouldJudge, alertname, content_hash,
+    },
+    providers::Background,
     sources::Window,
     statistics::{
         Interval,
@@ -36,6 +40,8 @@ pub(super) struct Books<'a> {
     pub services: &'a Services,
     pub order: &'a Order,
     queues: Arc<[Queue]>,
+    /// Of calls that wait behind those of all others.
+    background: Option<Background>,
     tally: Mutex<Tally>,
 }
 
@@ -61,6 +67,10 @@ pub(super) struct Tally {
     watermark: Option<i64>,
     /// What the run's judges were held against.
     pub anchors: Option<Looked>,
+    pub backfill: Option<BackfillReport>,
+    would: WouldJudge,
+    /// Of each question, by metric; `None` where the price is not known.
+    guessed: BTreeMap<String, Vec<Option<f64>>>,
 }
 
 #[derive(Default)]
@@ -76,7 +86,8 @@ impl<'a> Books<'a> {
     pub(super) fn new(monitor: &'a Monitor, metrics: Arc<[Judge]>, services: &'a Services, order: &'a Order) -> Self {
         // Of a release check the store knows item by item: some are owed by a run that publishes.
         let queues = if order.run.publish || order.gate.is_some() { Arc::clone(&monitor.queues) } else { Arc::from(Vec::new()) };
-        Self { monitor, metrics, services, order, queues, tally: Mutex::default() }
+        let background = order.backfill.as_ref().map(|task| Background { id: task.id(&order.run, &metrics), budget: task.budget() });
+        Self { monitor, metrics, services, order, queues, background, tally: Mutex::default() }
     }
 
     /// One task runs a run, so this never waits; the lock lets the run move between threads.
@@ -84,23 +95,78 @@ impl<'a> Books<'a> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn background(&self) -> Option<&Background> {
+        self.background.as_ref()
+    }
+
+    /// Whether a paid metric comes after position `at`: then what is known by now is recorded before it is asked.
+    pub(super) fn pays_after(&self, at: usize) -> bool {
+        self.metrics.iter().skip(at + 1).any(|metric| metric.price == Price::Paid)
+    }
+
+    /// Counts what judging an item would take.
+    pub(super) fn would_judge(&self, item: &Drawn, wanted: impl Fn(&Judge) -> bool) {
+        let mut tally = self.tally();
+        tally.would.items += 1;
+        for judge in self.metrics.iter().filter(|judge| wanted(judge)) {
+            *tally.would.judgements.entry(judge.name.to_string()).or_default() += 1;
+            if judge.price == Price::Paid {
+                let guess = judge.metric.guess(&item.case, &item.view);
+                tally.guessed.entry(judge.name.to_string()).or_default().push(guess);
+            }
+        }
+    }
+
+    /// What a dry run would have judged, and what that would cost: by the mean of what was paid before, else by what the
+    /// questions would cost by the price list.
+    pub(super) async fn would(&self) -> Result<WouldJudge, sqlx::Error> {
+        let (mut would, guessed) = {
+            let mut tally = self.tally();
+            (std::mem::take(&mut tally.would), std::mem::take(&mut tally.guessed))
+        };
+        let (mut usd, mut by) = (Some(0.0), None);
+        for (metric, guesses) in guessed {
+            let (of_metric, from) = match self.services.store.mean_cost(&self.monitor.spec.name, &metric).await? {
+                Some(mean) => (Some(mean * real(guesses.len() as u64)), CostBy::History),
+                None => (guesses.into_iter().sum(), CostBy::Prices),
+            };
+            by = Some(by.map_or(from, |by| if by == from { by } else { CostBy::Both }));
+            usd = usd.zip(of_metric).map(|(sum, more)| sum + more);
+        }
+        would.usd_by = by.filter(|_| usd.is_some());
+        would.usd = usd;
+        Ok(would)
+    }
+
     /// From `watermark - overlap` (or `now - lookback` on the first run) to `now - settle`, or what of that was asked for;
     /// `None` when that is empty.
     pub(super) async fn window(&self) -> Result<Option<Window>, Stopped> {
-        let (spec, now) = (&self.monitor.spec.source, self.services.clock.now());
-        let before = |at: Timestamp, by: crate::util::duration::Human| at.checked_sub(SignedDuration::from_millis(by.millis())).unwrap_or(Timestamp::MIN);
-        let at = |us: i64| Timestamp::from_microsecond(us).unwrap_or(now);
-        let from = match self.order.run.since_us {
-            Some(us) => at(us),
-            None => match self.services.store.watermark(&self.monitor.spec.name, &self.monitor.source_key).await? {
-                Some(us) => before(at(us), spec.overlap),
-                None => before(now, spec.lookback),
-            },
+        let at = |us: i64| Timestamp::from_microsecond(us).ok();
+        let from = match self.order.run.since_us.and_then(at) {
+            Some(since) => since,
+            None => self.runs_from().await?,
         };
-        // What is not settled yet would be judged by half, whoever asks.
-        let settled = before(now, spec.settle);
-        let to = self.order.run.until_us.map_or(settled, |us| at(us).min(settled));
+        let to = self.order.run.until_us.and_then(at).map_or(self.settled(), |until| until.min(self.settled()));
         Ok((from < to).then_some(Window { from, to }))
+    }
+
+    /// Where the monitor's next run begins to look.
+    pub(super) async fn runs_from(&self) -> Result<Timestamp, sqlx::Error> {
+        let (spec, now) = (&self.monitor.spec.source, self.services.clock.now());
+        let watermark = self.services.store.watermark(&self.monitor.spec.name, &self.monitor.source_key).await?;
+        Ok(match watermark {
+            Some(us) => before(Timestamp::from_microsecond(us).unwrap_or(now), spec.overlap),
+            None => before(now, spec.lookback),
+        })
+    }
+
+    /// What is younger is not settled yet, and would be judged by half, whoever asks.
+    pub(super) fn settled(&self) -> Timestamp {
+        before(self.services.clock.now(), self.monitor.spec.source.settle)
+    }
+
+    pub(super) fn cost_usd(&self) -> f64 {
+        self.tally().cost_usd
     }
 
     /// How many times as many items as usual are drawn: the most that an alert in doubt asks for.
@@ -117,19 +183,7 @@ impl<'a> Books<'a> {
 
     pub(super) async fn record_draw(&self, items: Vec<NewItem>, baseline: Vec<Baseline>, watermark: Option<i64>, complete: bool) -> Result<(), Stopped> {
         let at_us = self.services.now_us();
-        {
-            let mut tally = self.tally();
-            for item in &items {
-                tally.counts.add(item.decision, 1);
-                tally.looked_at += 1;
-                if item.decision == Decision::Failed {
-                    tally.unfit += 1;
-                    tally.first_failure.get_or_insert_with(|| item.reason.to_string());
-                }
-                tally.drawn += u64::from(item.decision == Decision::Drawn);
-            }
-        }
-        self.tell_progress();
+        self.count_draw(&items);
         if self.order.dry_run {
             return Ok(());
         }
@@ -147,6 +201,32 @@ impl<'a> Books<'a> {
         let watermark = watermark.map(|us| (self.monitor.source_key.clone(), us));
         let batch =
             DrawBatch { monitor: self.monitor.spec.name.clone(), run_id: self.order.run.id.clone(), at_us, items, baseline, watermark, complete, again: false };
+        Ok(self.services.store.record_draw(batch).await?)
+    }
+
+    fn count_draw(&self, items: &[NewItem]) {
+        let mut tally = self.tally();
+        for item in items {
+            tally.counts.add(item.decision, 1);
+            tally.looked_at += 1;
+            if item.decision == Decision::Failed {
+                tally.unfit += 1;
+                tally.first_failure.get_or_insert_with(|| item.reason.to_string());
+            }
+            tally.drawn += u64::from(item.decision == Decision::Drawn);
+        }
+        drop(tally);
+        self.tell_progress();
+    }
+
+    /// Decides items whatever was decided of them before, and moves no watermark.
+    pub(super) async fn record_past(&self, items: Vec<NewItem>) -> Result<(), Stopped> {
+        self.count_draw(&items);
+        if self.order.dry_run || items.is_empty() {
+            return Ok(());
+        }
+        let (monitor, run_id, at_us) = (self.monitor.spec.name.clone(), self.order.run.id.clone(), self.services.now_us());
+        let batch = DrawBatch { monitor, run_id, at_us, items, baseline: Vec::new(), watermark: None, complete: false, again: true };
         Ok(self.services.store.record_draw(batch).await?)
     }
 
@@ -214,8 +294,13 @@ impl<'a> Books<'a> {
     }
 
     pub(super) fn count(&self, outcome: &ItemOutcome) {
+        self.count_as(outcome, outcome.end.as_ref());
+    }
+
+    /// Counts the item by how it ended, which may not be what is stored.
+    pub(super) fn count_as(&self, outcome: &ItemOutcome, end: Option<&ItemEnd>) {
         self.note(&outcome.scores);
-        if let Some(end) = &outcome.end {
+        if let Some(end) = end {
             let mut tally = self.tally();
             tally.counts.add(end.decision, 1);
             if end.decision == Decision::Failed {
@@ -268,41 +353,42 @@ impl<'a> Books<'a> {
         let judgements_failed = tally.metrics.values().map(|metric| metric.failed).sum::<u64>();
         // A filter or an extract that fits nothing has switched the monitor off.
         let all_unfit = tally.looked_at > 0 && tally.unfit == tally.looked_at;
+        let cut_short = tally.backfill.as_ref().and_then(|backfill| backfill.stopped.clone());
         let status = if stopped.is_some() || all_unfit || counts.scored == 0 && (tally.judge_blocked.is_some() || judgements_failed > 0) {
             RunStatus::Failed
-        } else if counts.failed + counts.deferred > 0 {
+        } else if counts.failed + counts.deferred > 0 || cut_short.is_some() {
             RunStatus::Partial
         } else {
             RunStatus::Succeeded
         };
-        let error = stopped.map(|stopped| stopped.to_string()).or_else(|| tally.first_failure.clone()).filter(|_| status != RunStatus::Succeeded);
-        let named = self.monitor.metrics.iter().flat_map(|judge| match &judge.gives {
+        let error = stopped.map(|stopped| stopped.to_string()).or(cut_short).or_else(|| tally.first_failure.clone()).filter(|_| status != RunStatus::Succeeded);
+        let named = self.metrics.iter().flat_map(|judge| match &judge.gives {
             Gives::One => vec![judge.name.to_string()],
             Gives::Parts(parts) => parts.iter().map(|part| format!("{}.{part}", judge.name)).collect(),
             Gives::Unknown => Vec::new(),
         });
         let mut metrics: BTreeMap<String, MetricSummary> = named.map(|name| (name, MetricSummary::default())).collect();
         metrics.extend(tally.metrics.iter().map(|(name, metric)| (name.clone(), summary(metric))));
+        let slot = Timestamp::from_microsecond(self.order.run.slot_us).unwrap_or(started);
         RunReport {
-            run_id: self.order.run.id.clone(),
-            monitor: self.monitor.spec.name.clone(),
-            slot: Timestamp::from_microsecond(self.order.run.slot_us).unwrap_or(started),
-            trigger: self.order.run.trigger,
-            status,
             error: error.map(|error| crate::util::text::one_line(&error, 500)),
             counts,
             metrics,
-            published: BTreeMap::new(),
-            alerts: Vec::new(),
             cost_usd: tally.cost_usd,
             judge_blocked: tally.judge_blocked.clone(),
             over_budget: tally.over_budget.clone(),
             prompts: self.metrics.iter().filter_map(|judge| Some((judge.name.to_string(), judge.prompt.clone()?))).collect(),
             gate: tally.gate.clone(),
             backlog_seconds: tally.watermark.filter(|_| tally.full).map(|us| u64::try_from((self.services.now_us() - us) / 1_000_000).unwrap_or(0)),
+            backfill: tally.backfill.clone(),
             duration_ms: u64::try_from(self.services.clock.now().duration_since(started).as_millis()).unwrap_or(0),
+            ..RunReport::empty(self.order.run.id.clone(), self.monitor.spec.name.clone(), slot, self.order.run.trigger, status)
         }
     }
+}
+
+fn before(at: Timestamp, by: crate::util::duration::Human) -> Timestamp {
+    at.checked_sub(SignedDuration::from_millis(by.millis())).unwrap_or(Timestamp::MIN)
 }
 
 fn summary(metric: &MetricTally) -> MetricSummary {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Monitor, again::Beyond, books::Books, dedup::Open, evaluate::Drawn, extract::NoCase, run::Stopped, view};
+use super::{Monitor, again::Beyond, books::Books, dedup::Open, evaluate::Drawn, extract::NoCase, monitor::Judge, run::Stopped, view};
 use crate::{
     model::{Case, Decision, GivenHash, ItemKey, Score, Trace, content_hash, score_id},
     sources::SourceError,
@@ -75,6 +75,19 @@ impl Candidate {
     pub(super) fn recorded_value(&self, books: &Books<'_>, metric: &str, revision: &str) -> Option<f64> {
         let id = score_id(&books.monitor.spec.name, metric, revision, &self.trace.id, &content_hash(&self.case));
         self.recorded.iter().find(|score| score.score_id == id && score.outcome == "scored")?.value
+    }
+
+    pub(super) fn key(&self) -> ItemKey {
+        self.key
+    }
+
+    /// Whether a metric has said all that it has to say of the case as it is, whatever that was, and did not fail.
+    pub(super) fn is_judged_by(&self, monitor: &str, judge: &Judge) -> bool {
+        let content = content_hash(&self.case);
+        let id = |score: &Score| score_id(monitor, &score.metric, &score.metric_revision, &self.trace.id, &content);
+        let own = |score: &&Score| score.metric == *judge.name || judge.gives.may_give(&judge.name, &score.metric);
+        let mut said = self.recorded.iter().filter(own).filter(|score| *score.metric_revision == *judge.revision && score.score_id == id(score)).peekable();
+        said.peek().is_some() && said.all(|score| score.outcome != "failed")
     }
 
     pub(super) fn into_drawn(self, first_us: i64) -> Drawn {

@@ -9,9 +9,9 @@ use super::{
     view,
 };
 use crate::{
-    metrics::{DataType, Judgement, MetricCx, Named, Price},
+    metrics::{DataType, Judgement, MetricCx, Named},
     model::{Case, Decision, ItemKey, Outcome, Score, Trace, Wait, content_hash, score_id},
-    providers::CallCx,
+    providers::{Background, CallCx},
     store::{ItemEnd, NewScore},
     util::template::TemplateError,
 };
@@ -36,6 +36,7 @@ pub(super) struct Judging<'a> {
     monitor: &'a Monitor,
     run_id: &'a str,
     item: &'a Drawn,
+    background: Option<&'a Background>,
     content_hash: String,
     outcomes: BTreeMap<String, Outcome>,
 }
@@ -50,8 +51,8 @@ pub(super) struct Found {
 }
 
 impl<'a> Judging<'a> {
-    pub(super) fn new(monitor: &'a Monitor, run_id: &'a str, item: &'a Drawn) -> Self {
-        Self { monitor, run_id, item, content_hash: content_hash(&item.case), outcomes: BTreeMap::new() }
+    pub(super) fn new(monitor: &'a Monitor, run_id: &'a str, item: &'a Drawn, background: Option<&'a Background>) -> Self {
+        Self { monitor, run_id, item, background, content_hash: content_hash(&item.case), outcomes: BTreeMap::new() }
     }
 
     /// Judges by one metric. Nothing when an earlier attempt has its scores: a paid answer is never paid for again. Nothing
@@ -80,6 +81,7 @@ impl<'a> Judging<'a> {
                         item_id: &self.item.trace.id,
                         budgets: &self.monitor.spec.evaluation.budget,
                         fresh: false,
+                        background: self.background,
                     },
                 };
                 judge.metric.judge(&cx).await
@@ -215,11 +217,6 @@ impl<'a> Judging<'a> {
             }
             decision => ItemEnd { decision, reason: reasons("not_applicable"), comes_back: false, counts: true },
         }
-    }
-
-    /// Whether a paid metric comes after position `at`: then what is known by now is recorded before it is asked.
-    pub(super) fn pays_after(&self, at: usize) -> bool {
-        self.monitor.metrics.iter().skip(at + 1).any(|metric| metric.price == Price::Paid)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
         Health,
         watch::{Behind, Oldest},
     },
-    model::{RunReport, RunStatus, Trigger},
+    model::{RunReport, RunStatus},
 };
 
 /// Finished runs looked at for `runs-failing`.
@@ -27,8 +27,7 @@ pub(super) async fn health(
 ) -> Result<Health, sqlx::Error> {
     let (store, name, now_us) = (&services.store, &monitor.spec.name, now.as_microsecond());
     let earlier = store.last_reports(name, RUNS).await?;
-    let failed_in_a_row =
-        std::iter::once(report).chain(&earlier).filter(|run| run.trigger != Trigger::Gate).take_while(|run| run.status == RunStatus::Failed).count();
+    let failed_in_a_row = std::iter::once(report).chain(&earlier).take_while(|run| run.status == RunStatus::Failed).count();
     let (first, last) = store.first_run_and_last_item(name).await?;
     let (scored, failed) = store.judgements(name, now_us - DAY_US).await?;
     let (dead_rows_new, dead_rows) = store.dead_rows(name, now_us - DAY_US).await?;

@@ -12,6 +12,7 @@
 mod again;
 mod alerts;
 mod anchors;
+mod backfill;
 mod between;
 mod books;
 mod candidates;
@@ -35,10 +36,12 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub use alerts::end_alerts;
+pub use backfill::Task;
 pub use between::{Scheduled, Watched, Watcher};
 pub use monitor::{BuildEnv, Monitor};
 pub use publish::Couriers;
-pub use run::{Order, Progress, published, run};
+pub use run::{Order, Progress, end_interrupted, published, run};
+pub use sample::seed;
 pub use tell::NOTICES;
 
 use crate::{config::Routing, schedule::clock::Clock, store::Store};

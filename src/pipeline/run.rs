@@ -15,6 +15,7 @@ use super::{
     again::Beyond,
     alerts::{self, Ended, Moved, UNKNOWN_PERIOD},
     anchors,
+    backfill::{self, Task},
     books::Books,
     candidates::{Candidate, Candidates, comes_back, recorded},
     evaluate::{Drawn, Judging},
@@ -26,11 +27,11 @@ use super::{
 };
 use crate::{
     metrics::Price,
-    model::{Decision, Gate, PublishedCounts, RunReport, Trace, Trigger},
+    model::{Decision, Gate, PublishedCounts, RunReport, RunStatus, Trace},
     sources::{Fetched, Pages, SourceError, Window},
     store::{Closed, FinishedRun, ItemEnd, ItemOutcome, NewScore, Pending, RunRow, Stage},
     telemetry,
-    util::text,
+    util::{duration::Human, text},
 };
 
 /// What a run is asked to do.
@@ -41,6 +42,8 @@ pub struct Order {
     pub dry_run: bool,
     /// A release check in place of the usual work.
     pub gate: Option<Gate>,
+    /// Items of the past in place of the usual work.
+    pub backfill: Option<Task>,
     /// Between two slots; what `no-data` counts by.
     pub period: Option<Duration>,
     pub progress: Option<tokio::sync::watch::Sender<Progress>>,
@@ -64,7 +67,7 @@ pub(super) enum Stopped {
     #[error("{0}")]
     Closed(#[from] Closed),
     #[error("not finished within {0}")]
-    Timeout(crate::util::duration::Human),
+    Timeout(Human),
 }
 
 /// Pages held between the source and the draw: one in hand, one on its way.
@@ -86,14 +89,22 @@ pub fn run<'a>(monitor: &'a Monitor, services: &'a Services, order: &'a Order) -
 
 async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Result<RunReport, Closed> {
     let (started, since) = (services.clock.now(), tokio::time::Instant::now());
-    let timeout = monitor.spec.schedule.timeout;
+    // A backfill takes as long as it takes: whoever asked for it ends it.
+    let timeout = if order.backfill.is_some() { Human(Duration::MAX) } else { monitor.spec.schedule.timeout };
     // Every line that is logged below says whose it is.
     let span = tracing::info_span!("run", monitor = %monitor.spec.name, run = %order.run.id);
-    // A dry run judges nothing, so it needs no prompts. Metrics that are asked who they are take of the run's own time.
-    let pinned =
-        if order.dry_run { Some(Arc::clone(&monitor.metrics)) } else { tokio::time::timeout(timeout.0, monitor.pinned().instrument(span.clone())).await.ok() };
+    // A dry run judges nothing, so it needs no prompts, unless it has to know what is judged already. Metrics that are asked who they are take of the run's own time.
+    let pinned = if order.dry_run && order.backfill.as_ref().is_none_or(|task| task.afresh) {
+        Some(Arc::clone(&monitor.metrics))
+    } else {
+        tokio::time::timeout(timeout.0, monitor.pinned().instrument(span.clone())).await.ok()
+    };
     let in_time = pinned.is_some();
-    let books = Books::new(monitor, pinned.unwrap_or_else(|| Arc::clone(&monitor.metrics)), services, order);
+    let mut metrics = pinned.unwrap_or_else(|| Arc::clone(&monitor.metrics));
+    if let Some(task) = &order.backfill {
+        metrics = backfill::asked_for(monitor, &metrics, &task.asked.metrics);
+    }
+    let books = Books::new(monitor, metrics, services, order);
     let worked = match timeout.0.checked_sub(since.elapsed()).filter(|_| in_time) {
         Some(left) => tokio::time::timeout(left, work(&books).instrument(span)).await.unwrap_or(Err(Stopped::Timeout(timeout))),
         None => Err(Stopped::Timeout(timeout)),
@@ -103,14 +114,15 @@ async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Resu
     }
     let mut report = books.report(worked.err(), started);
     if order.dry_run {
+        report.would = books.would().await.ok();
         return Ok(report);
     }
     let period = order.period.unwrap_or(UNKNOWN_PERIOD.0);
     let new_items = books.tally().new_items;
     let looked = books.tally().anchors.take();
     let ended = Ended { monitor, metrics: &books.metrics, services, report: &report, now: services.clock.now(), anchors: looked.as_ref() };
-    // A release check stops when it knows enough, which alerts must not take for the usual draw.
-    let moved = if order.run.trigger == Trigger::Gate { Ok(Moved::default()) } else { alerts::after_run_surely(ended, new_items, period).await };
+    // A release check stops when it knows enough, which alerts must not take for the usual draw; a backfill is of the past.
+    let moved = if order.run.trigger.speaks() { alerts::after_run_surely(ended, new_items, period).await } else { Ok(Moved::default()) };
     let Moved { rows, removed, notices, lines } = match moved {
         Ok(moved) => moved,
         Err(error) => {
@@ -120,7 +132,9 @@ async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Resu
     };
     report.alerts = lines;
     let now = services.clock.now();
-    let finished = FinishedRun { new_items, report: report.clone(), at_us: now.as_microsecond(), alerts: rows, removed_alerts: removed, notices };
+    // What others do with the monitor says nothing of what its runs were.
+    let version = order.run.trigger.speaks().then(|| (monitor.spec.fingerprint.clone(), serde_json::to_string(&monitor.spec.parts).unwrap_or_default()));
+    let finished = FinishedRun { new_items, report: report.clone(), at_us: now.as_microsecond(), alerts: rows, removed_alerts: removed, notices, version };
     services.store.finish_run(finished).await?;
     services.outbox.send_replace(());
     report.published = published(services, &report.run_id, monitor).await;
@@ -134,6 +148,9 @@ async fn work<'a>(books: &'a Books<'a>) -> Result<(), Stopped> {
         let found = gate::gate(books, gate).await?;
         books.tally().gate = Some(found);
         return Ok(());
+    }
+    if let Some(task) = &books.order.backfill {
+        return backfill::backfill(books, task).await;
     }
     items(books).await?;
     anchors::judge(books).await
@@ -254,7 +271,12 @@ async fn draw(books: &Books<'_>, candidates: Candidates, share: f64) -> Result<V
 async fn judge_all<'a>(books: &'a Books<'a>, items: impl futures_util::Stream<Item = Drawn> + Send + 'a, concurrency: usize) -> Result<(), Stopped> {
     if books.order.dry_run {
         // Consumed all the same: pages are pulled through it.
-        items.for_each(|_| std::future::ready(())).await;
+        items
+            .for_each(|item| {
+                books.would_judge(&item, |_| true);
+                std::future::ready(())
+            })
+            .await;
         return Ok(());
     }
     // Boxed, one allocation an item: the compiler cannot else see that a run may move between threads.
@@ -284,7 +306,7 @@ pub(super) async fn record(books: &Books<'_>, judged: Result<ItemOutcome, Stoppe
 /// recorded with the item's end.
 pub(super) async fn judge(books: &Books<'_>, item: Drawn) -> Result<ItemOutcome, Stopped> {
     let run_id = &books.order.run.id;
-    let mut judging = Judging::new(books.monitor, run_id, &item);
+    let mut judging = Judging::new(books.monitor, run_id, &item, books.background());
     let beyond = Beyond::of(books.monitor, &item.trace, &item.case);
     let mut scores: Vec<NewScore> = Vec::with_capacity(books.metrics.len());
     let mut stale = Vec::new();
@@ -304,7 +326,7 @@ pub(super) async fn judge(books: &Books<'_>, item: Drawn) -> Result<ItemOutcome,
         }
         judged.iter().for_each(|score| telemetry::judged(&books.monitor.spec.name, &score.metric, score.outcome.kind()));
         scores.extend(judged);
-        if judge.price == Price::Paid && judging.pays_after(at) {
+        if judge.price == Price::Paid && books.pays_after(at) {
             let scores = std::mem::take(&mut scores);
             books.note(&scores);
             let outcome = books.outcome(&item, scores, None);
@@ -360,6 +382,19 @@ async fn restore(books: &Books<'_>, pending: &Pending) -> Result<Result<Drawn, B
     };
     let recorded = recorded(books, pending.key, &trace, &case).await?;
     Ok(Ok(Drawn { key: pending.key, trace: Arc::new(trace), view, case, attempts: pending.attempts, first_us: pending.first_us, recorded }))
+}
+
+/// Ends a backfill that a process before this one began: whoever asked for it begins it again.
+///
+/// # Errors
+/// `Closed`.
+pub async fn end_interrupted(services: &Services, run: &RunRow) -> Result<(), Closed> {
+    let slot = jiff::Timestamp::from_microsecond(run.slot_us).unwrap_or_default();
+    let mut report = RunReport::empty(run.id.clone(), run.monitor.clone(), slot, run.trigger, RunStatus::Failed);
+    report.error = Some("interrupted; begun again with the same arguments it goes on".to_owned());
+    let finished =
+        FinishedRun { new_items: 0, report, at_us: services.now_us(), alerts: Vec::new(), removed_alerts: Vec::new(), notices: Vec::new(), version: None };
+    services.store.finish_run(finished).await
 }
 
 /// Delivered and waiting rows of a run, by queue; a queue of the monitor that has none yet is there with zeros.

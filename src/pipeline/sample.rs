@@ -45,6 +45,17 @@ impl Rule {
     }
 }
 
+/// The seed of a run's draw: the same for whatever run has this id.
+#[must_use]
+pub fn seed(spec: &SamplingSpec, run_id: &str) -> i64 {
+    let of_run = || {
+        let mut head = [0; 8];
+        head.copy_from_slice(&blake3::hash(run_id.as_bytes()).as_bytes()[..8]);
+        i64::from_le_bytes(head)
+    };
+    spec.seed.map_or_else(of_run, |seed| i64::from_ne_bytes(seed.to_ne_bytes()))
+}
+
 /// Whether an item lies in the share: by its id alone, so monitors with the same rate judge the same items.
 pub(super) fn in_share(share: f64, item_id: &str) -> bool {
     unit(blake3::hash(item_id.as_bytes())) < share

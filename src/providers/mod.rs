@@ -257,6 +257,25 @@ pub struct CallCx<'a> {
     pub budgets: &'a [Budget],
     /// What the model says now is wanted: no answer that is kept, and this one is not kept.
     pub fresh: bool,
+    /// Of work that nobody waits for.
+    pub background: Option<&'a Background>,
+}
+
+/// Work that others go before, with money of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Background {
+    /// Whose money it is; the same when the work is begun again.
+    pub id: String,
+    /// All that it may spend, on top of what other budgets leave.
+    pub budget: Option<Budget>,
+}
+
+impl Background {
+    /// Under which name the store keeps what was spent of its budget.
+    #[must_use]
+    pub fn account(&self) -> String {
+        format!("backfill:{}", self.id)
+    }
 }
 
 impl CallCx<'_> {
@@ -317,6 +336,11 @@ pub trait Model: Send + Sync {
             }
         };
         Box::pin(futures_util::stream::once(whole).flat_map(futures_util::stream::iter))
+    }
+
+    /// What an answer of `output` tokens to the question would cost, roughly, in USD; `None` where no price is known.
+    fn guess(&self, _question: &Question, _output: u64) -> Option<f64> {
+        None
     }
 
     /// Provider and model by name: part of a judge's revision.

@@ -24,19 +24,19 @@ pub enum Since {
 
 impl Since {
     /// What SQL selects by, with the index that serves it: a unary plus keeps SQLite from going by monitor and metric, whose rows
-    /// are the whole history. Scores of release checks are chosen to know soon, and speak for nothing else.
+    /// are the whole history. Scores of release checks are chosen to know soon, those of a backfill are of the past.
     fn condition(&self, metric: Option<&str>) -> String {
         let plus = if matches!(self, Self::Time(_)) { "" } else { "+" };
         let metric = if metric.is_some() { format!("{plus}metric = $2") } else { "$2 IS NULL".to_owned() };
         let window = match self {
             Self::Time(_) => "created_us >= CAST($3 AS INTEGER)",
             Self::Runs(_) => {
-                "run_id IN (SELECT id FROM runs WHERE monitor = (SELECT id FROM monitors WHERE name = $1) AND trigger <> 'gate'
+                "run_id IN (SELECT id FROM runs WHERE monitor = (SELECT id FROM monitors WHERE name = $1) AND trigger NOT IN ('gate', 'backfill')
                     ORDER BY started_us DESC LIMIT CAST($3 AS INTEGER))"
             }
             Self::Run(_) => "run_id = $3",
         };
-        format!("{plus}monitor = {MONITOR} AND {metric} AND {window} AND {NO_GATE}")
+        format!("{plus}monitor = {MONITOR} AND {metric} AND {window} AND {SPEAKS}")
     }
 
     fn value(&self) -> String {
@@ -82,8 +82,8 @@ fn in_slice(scores: &str, slice: u8) -> String {
     )
 }
 
-/// Of a score: not made by a release check.
-const NO_GATE: &str = "NOT EXISTS (SELECT 1 FROM runs WHERE runs.id = scores.run_id AND runs.trigger = 'gate')";
+/// Of a score: made neither by a release check nor by a backfill ([`Trigger::speaks`](crate::model::Trigger::speaks)).
+const SPEAKS: &str = "NOT EXISTS (SELECT 1 FROM runs WHERE runs.id = scores.run_id AND runs.trigger IN ('gate', 'backfill'))";
 
 impl Store {
     /// What lies in a window of one metric's judgements (of all metrics without a name). What failed as a whole, under the
@@ -143,7 +143,7 @@ impl Store {
     pub async fn judgements(&self, monitor: &str, since_us: i64) -> Result<(u64, u64)> {
         let text = format!(
             "SELECT coalesce(sum(outcome = 'scored'), 0), coalesce(sum(outcome = 'failed'), 0)
-            FROM scores INDEXED BY scores_by_time WHERE monitor = {MONITOR} AND created_us >= $2"
+            FROM scores INDEXED BY scores_by_time WHERE monitor = {MONITOR} AND created_us >= $2 AND {SPEAKS}"
         );
         let (scored, failed): (i64, i64) = sqlx::query_as(sql(text)).bind(monitor).bind(since_us).fetch_one(&self.read).await?;
         Ok((u64::try_from(scored).unwrap_or(0), u64::try_from(failed).unwrap_or(0)))
@@ -207,7 +207,7 @@ impl Store {
             "SELECT s.run_id, CASE WHEN s.outcome = 'scored' THEN s.value END AS value, CASE WHEN s.outcome = 'scored' THEN s.passed END AS passed,
                 CAST(s.latency_ms AS REAL) AS latency_ms FROM scores s JOIN items i ON i.id = s.item
             WHERE s.monitor = {MONITOR} AND s.metric = $2 AND {FINAL} AND i.chosen = 0
-                AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.id = s.run_id AND runs.trigger = 'gate') ORDER BY s.created_us DESC LIMIT $3"
+                AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.id = s.run_id AND runs.trigger IN ('gate', 'backfill')) ORDER BY s.created_us DESC LIMIT $3"
         );
         let rows = sqlx::query(sql(text)).bind(monitor).bind(metric).bind(limit).fetch_all(&self.read).await?;
         let runs: std::collections::HashSet<String> = rows.iter().map(|row| row.try_get("run_id")).collect::<Result<_>>()?;
@@ -226,7 +226,7 @@ impl Store {
         };
         let text = format!(
             "SELECT r.slot_us, avg({value}) AS mean, count(*) AS n FROM runs r JOIN scores s INDEXED BY scores_by_run ON s.run_id = r.id JOIN items i ON i.id = s.item
-            WHERE r.monitor = {MONITOR} AND r.trigger <> 'gate' AND r.slot_us >= $3 AND s.monitor = r.monitor AND ($2 IS NULL OR s.metric = $2)
+            WHERE r.monitor = {MONITOR} AND r.trigger NOT IN ('gate', 'backfill') AND r.slot_us >= $3 AND s.monitor = r.monitor AND ($2 IS NULL OR s.metric = $2)
                 AND {FINAL} AND i.chosen = 0 AND {counted} AND {} GROUP BY r.id ORDER BY r.slot_us",
             in_slice("s", 4)
         );
@@ -265,4 +265,4 @@ fn judged(row: &SqliteRow) -> Result<Judged> {
 }
 
 /// Of a score `s`: it will not be tried again. One that fails now and is scored by a later run would else count as both.
-const FINAL: &str = "(s.outcome = 'scored' OR s.outcome = 'failed' AND NOT EXISTS (SELECT 1 FROM pending p WHERE p.item = s.item))";
+pub(super) const FINAL: &str = "(s.outcome = 'scored' OR s.outcome = 'failed' AND NOT EXISTS (SELECT 1 FROM pending p WHERE p.item = s.item))";

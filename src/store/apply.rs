@@ -57,6 +57,9 @@ pub(super) async fn apply(db: &mut SqliteConnection, names: &mut Names, batch: &
             Write::FinishRun(run) => finish_run(db, names, run).await?,
             Write::Alerts(moved) => {
                 let monitor = names.monitor(db, &moved.monitor).await?;
+                if moved.gone {
+                    sqlx::query("DELETE FROM versions WHERE monitor = $1").bind(monitor).execute(&mut *db).await?;
+                }
                 keep_alerts(db, monitor, &moved.rows, moved.at_us).await?;
                 end_alerts(db, monitor, &moved.removed, &moved.notices, moved.at_us).await?;
                 0
@@ -204,6 +207,12 @@ async fn finish_run(db: &mut SqliteConnection, names: &mut Names, run: &Finished
     let sql = "UPDATE runs SET status = $1, finished_us = $2, new_items = $3, report = $4 WHERE id = $5";
     let new_items = i64::try_from(run.new_items).unwrap_or(i64::MAX);
     sqlx::query(sql).bind(run.report.status.as_str()).bind(run.at_us).bind(new_items).bind(report).bind(&run.report.run_id).execute(&mut *db).await?;
+    if let Some((fingerprint, parts)) = &run.version {
+        let sql = "INSERT INTO versions (monitor, fingerprint, parts, updated_us) VALUES ($1, $2, $3, $4)
+            ON CONFLICT (monitor) DO UPDATE SET fingerprint = excluded.fingerprint, parts = excluded.parts, updated_us = excluded.updated_us
+            WHERE fingerprint <> excluded.fingerprint";
+        sqlx::query(sql).bind(monitor).bind(fingerprint).bind(parts).bind(run.at_us).execute(&mut *db).await?;
+    }
     keep_alerts(db, monitor, &run.alerts, run.at_us).await?;
     end_alerts(db, monitor, &run.removed_alerts, &run.notices, run.at_us).await?;
     Ok(0)

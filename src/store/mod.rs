@@ -19,6 +19,7 @@ mod experiments;
 mod gateway;
 mod groups;
 mod health;
+mod history;
 pub mod lock;
 mod lookup;
 mod outbox;
@@ -43,6 +44,7 @@ use tokio::sync::watch;
 pub use alerts::{Since, Slice, ValueSeen};
 pub use anchors::AnchorRow;
 pub use gateway::{CachedRow, CallRow, UsageRow};
+pub use history::Version;
 use lookup::Lookup;
 pub use outbox::QueueStatus;
 pub use prompts::PromptRow;
@@ -52,7 +54,7 @@ pub use secrets::{SecretsError, change_secrets, read_secrets};
 pub use silences::SilenceRow;
 pub use types::{
     AlertRow, Baseline, DrawBatch, Due, DueGroup, Failure, Fate, FinishedRun, GroupTold, ItemEnd, ItemOutcome, Known, MovedAlerts, NewItem, NewNotice,
-    NewScore, Pending, Queue, RunRow, SentBatch, Stage, TellingEnd, Told,
+    NewScore, Pending, Queue, RunRow, SentBatch, Stage, Standing, TellingEnd, Told,
 };
 pub use writer::Writer;
 use writer::{Reply, Request, Write};
@@ -130,6 +132,19 @@ impl Store {
         let (_, health) = watch::channel(Health::Well);
         let options = options(&path).create_if_missing(false);
         Ok(Self { lookup: Arc::new(Lookup::new(options.clone())), read: pool(options), writes: None, health })
+    }
+
+    /// A store that holds nothing, keeps nothing and takes no writes.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn nothing() -> anyhow::Result<Self> {
+        let options = SqliteConnectOptions::new().in_memory(true).disable_statement_logging();
+        // The one connection is the database.
+        let pool = SqlitePoolOptions::new().max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None);
+        let read = pool.connect_with(options.clone()).await?;
+        sqlx::migrate!("src/store/migrations/sqlite").run(&read).await?;
+        Ok(Self { lookup: Arc::new(Lookup::new(options)), read, writes: None, health: watch::channel(Health::Well).1 })
     }
 
     /// For waiting until writes get through, and for saying that they do not.

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use sqlx::{Row, sqlite::SqliteRow};
 
-use super::{Known, Pending, RunRow, Stage, Store};
+use super::{Known, Pending, RunRow, Stage, Standing, Store};
 use crate::model::{GivenHash, ItemKey, RunReport, Score};
 
 pub(super) type Result<T> = std::result::Result<T, sqlx::Error>;
 
-/// Keys a query looks up: a statement of a few tens of kilobytes.
+/// Keys that a query looks up.
 const LOOKUP: usize = 500;
 
 #[derive(Debug, Clone, Default)]
@@ -103,9 +103,28 @@ fn run(row: &SqliteRow) -> Result<RunRow> {
 
 pub(super) const MONITOR: &str = "(SELECT id FROM monitors WHERE name = $1)";
 
+/// Of a run: alerts look at it.
+pub(super) const SPEAKING: &str = "trigger NOT IN ('gate', 'backfill')";
+
 /// SQL from constants alone; `sqlx` wants that said.
 pub(super) fn sql(text: String) -> sqlx::AssertSqlSafe<String> {
     sqlx::AssertSqlSafe(text)
+}
+
+/// Keys as JSON, in hexadecimal: a statement of a few tens of kilobytes.
+fn list(keys: &[ItemKey]) -> String {
+    use std::fmt::Write;
+    let mut list = String::with_capacity(keys.len() * 35 + 2);
+    list.push('[');
+    for (at, key) in keys.iter().enumerate() {
+        list.push_str(if at == 0 { "\"" } else { ",\"" });
+        for byte in key.0 {
+            let _ = write!(list, "{byte:02x}");
+        }
+        list.push('"');
+    }
+    list.push(']');
+    list
 }
 
 impl Store {
@@ -116,19 +135,8 @@ impl Store {
     pub async fn known(&self, keys: &[ItemKey]) -> Result<HashMap<ItemKey, Known>> {
         let mut known = HashMap::with_capacity(keys.len());
         for chunk in keys.chunks(LOOKUP) {
-            let mut list = String::with_capacity(chunk.len() * 35 + 2);
-            list.push('[');
-            for (at, key) in chunk.iter().enumerate() {
-                list.push_str(if at == 0 { "\"" } else { ",\"" });
-                for byte in key.0 {
-                    use std::fmt::Write;
-                    let _ = write!(list, "{byte:02x}");
-                }
-                list.push('"');
-            }
-            list.push(']');
             let text = "SELECT key, given, item_us FROM items WHERE key IN (SELECT unhex(value) FROM json_each($1))";
-            let rows: Vec<(Vec<u8>, Option<Vec<u8>>, i64)> = sqlx::query_as(text).bind(list).fetch_all(&self.read).await?;
+            let rows: Vec<(Vec<u8>, Option<Vec<u8>>, i64)> = sqlx::query_as(text).bind(list(chunk)).fetch_all(&self.read).await?;
             let sound = |(key, given, item_us): (Vec<u8>, Option<Vec<u8>>, i64)| {
                 let given = given.and_then(|given| given.try_into().ok()).map(GivenHash);
                 Some((ItemKey(key.try_into().ok()?), Known { given, item_us }))
@@ -136,6 +144,38 @@ impl Store {
             known.extend(rows.into_iter().filter_map(sound));
         }
         Ok(known)
+    }
+
+    /// How far those of `keys` have come that the ledger knows.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn standing(&self, keys: &[ItemKey]) -> Result<HashMap<ItemKey, Standing>> {
+        let mut found = HashMap::with_capacity(keys.len());
+        for chunk in keys.chunks(LOOKUP) {
+            let text = "SELECT key, decision, EXISTS (SELECT 1 FROM pending p WHERE p.item = i.id) AS waits,
+                    EXISTS (SELECT 1 FROM scores s WHERE s.item = i.id)
+                        OR EXISTS (SELECT 1 FROM item_events e WHERE e.item = i.id AND e.decision = 'deferred') AS was_drawn
+                FROM items i WHERE key IN (SELECT unhex(value) FROM json_each($1))";
+            for row in sqlx::query(text).bind(list(chunk)).fetch_all(&self.read).await? {
+                let Ok(key) = row.try_get::<Vec<u8>, _>("key")?.try_into() else { continue };
+                let standing = Standing { decision: row.try_get("decision")?, waits: row.try_get("waits")?, was_drawn: row.try_get("was_drawn")? };
+                found.insert(ItemKey(key), standing);
+            }
+        }
+        Ok(found)
+    }
+
+    /// What an item cost by a metric, on average over its newest judgements; `None` where nothing is known.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn mean_cost(&self, monitor: &str, metric: &str) -> Result<Option<f64>> {
+        let text = format!(
+            "SELECT sum(cost_usd) / count(DISTINCT item) FROM (SELECT item, cost_usd FROM scores
+                WHERE monitor = {MONITOR} AND (metric = $2 OR substr(metric, 1, length($2) + 1) = $2 || '.') ORDER BY created_us DESC LIMIT 500)"
+        );
+        sqlx::query_scalar(sql(text)).bind(monitor).bind(metric).fetch_one(&self.read).await
     }
 
     /// # Errors
@@ -169,17 +209,18 @@ impl Store {
         Ok(rows.into_iter().collect())
     }
 
-    /// The latest finished runs, newest first.
+    /// The latest finished runs that speak for the monitor ([`Trigger::speaks`](crate::model::Trigger::speaks)), newest first.
     ///
     /// # Errors
     /// The database's; a report that no longer reads is left out.
     pub async fn last_reports(&self, monitor: &str, n: u32) -> Result<Vec<RunReport>> {
-        let rows: Vec<String> =
-            sqlx::query_scalar(sql(format!("SELECT report FROM runs WHERE monitor = {MONITOR} AND report IS NOT NULL ORDER BY started_us DESC LIMIT $2")))
-                .bind(monitor)
-                .bind(n)
-                .fetch_all(&self.read)
-                .await?;
+        let rows: Vec<String> = sqlx::query_scalar(sql(format!(
+            "SELECT report FROM runs WHERE monitor = {MONITOR} AND report IS NOT NULL AND {SPEAKING} ORDER BY started_us DESC LIMIT $2"
+        )))
+        .bind(monitor)
+        .bind(n)
+        .fetch_all(&self.read)
+        .await?;
         Ok(rows.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
     }
 
@@ -189,7 +230,7 @@ impl Store {
     /// The database's.
     pub async fn first_run_and_last_item(&self, monitor: &str) -> Result<(Option<i64>, Option<i64>)> {
         let row = sqlx::query(sql(format!(
-            "SELECT min(started_us) AS first, max(CASE WHEN new_items > 0 THEN finished_us END) AS last FROM runs WHERE monitor = {MONITOR}"
+            "SELECT min(started_us) AS first, max(CASE WHEN new_items > 0 THEN finished_us END) AS last FROM runs WHERE monitor = {MONITOR} AND {SPEAKING}"
         )))
         .bind(monitor)
         .fetch_one(&self.read)
@@ -257,7 +298,7 @@ impl Store {
     pub async fn monitor_status(&self, monitor: &str) -> Result<MonitorStatus> {
         let text = format!(
             "SELECT (SELECT max(at_us) FROM watermarks WHERE monitor = {MONITOR}) AS watermark, (SELECT count(*) FROM pending WHERE monitor = {MONITOR}) AS waiting,
-                (SELECT max(finished_us) FROM runs WHERE monitor = {MONITOR} AND status IN ('succeeded', 'partial')) AS success"
+                (SELECT max(finished_us) FROM runs WHERE monitor = {MONITOR} AND status IN ('succeeded', 'partial') AND {SPEAKING}) AS success"
         );
         let row = sqlx::query(sql(text)).bind(monitor).fetch_one(&self.read).await?;
         let alerts = sqlx::query_as(sql(format!("SELECT name, state, reason FROM alerts WHERE monitor = {MONITOR} ORDER BY name")))

@@ -55,6 +55,16 @@ pub struct Known {
     pub item_us: i64,
 }
 
+/// How far an item has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub decision: String,
+    /// A run will take it up again.
+    pub waits: bool,
+    /// It was judged, or waited for that.
+    pub was_drawn: bool,
+}
+
 #[derive(Debug, Clone)]
 pub struct NewItem {
     pub key: ItemKey,
@@ -181,6 +191,8 @@ pub struct FinishedRun {
     /// Alerts that the monitor no longer has.
     pub removed_alerts: Vec<String>,
     pub notices: Vec<NewNotice>,
+    /// The settings that it ran by: a hash of all, and JSON of hashes by key.
+    pub version: Option<(String, String)>,
 }
 
 /// Alerts of one monitor that moved while no run of it ended.
@@ -192,6 +204,8 @@ pub struct MovedAlerts {
     /// Alerts that are forgotten.
     pub removed: Vec<String>,
     pub notices: Vec<NewNotice>,
+    /// No file has the monitor any more.
+    pub gone: bool,
 }
 
 #[derive(Debug, Clone)]

@@ -18,7 +18,7 @@ pub fn run_finished(report: &RunReport, now_secs: f64) {
     for (decision, n) in decisions(&report.counts) {
         counter!("assayd_items_total", "monitor" => monitor.clone(), "decision" => decision).increment(n);
     }
-    if report.status != RunStatus::Failed {
+    if report.status != RunStatus::Failed && report.trigger.speaks() {
         gauge!("assayd_last_success_timestamp_seconds", "monitor" => monitor).set(now_secs);
     }
     let (run, slot, counts, error) = (&report.run_id, report.slot, report.counts, report.error.as_deref().unwrap_or_default());

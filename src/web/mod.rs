@@ -108,7 +108,7 @@ async fn render_metrics(State(web): State<Web>) -> Response {
 fn refused(refusal: &Refusal) -> Response {
     let status = match refusal {
         Refusal::NoSuchMonitor(_) => StatusCode::NOT_FOUND,
-        Refusal::Busy(_) => StatusCode::CONFLICT,
+        Refusal::Busy(_) | Refusal::Backfilling(_) => StatusCode::CONFLICT,
         Refusal::Unfit(_) => StatusCode::UNPROCESSABLE_ENTITY,
         Refusal::Stopping => StatusCode::SERVICE_UNAVAILABLE,
     };

@@ -291,7 +291,7 @@ fn finish_reason(stop: Stop) -> &'static str {
 impl Call {
     /// Whoever asks from outside pays from the budgets of all.
     fn cx(&self) -> CallCx<'_> {
-        CallCx { monitor: "", metric: "", run_id: &self.id, item_id: "", budgets: &[], fresh: false }
+        CallCx { monitor: "", metric: "", run_id: &self.id, item_id: "", budgets: &[], fresh: false, background: None }
     }
 
     fn completion<'a>(&'a self, reply: &'a Reply) -> Completion<'a> {

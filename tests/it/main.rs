@@ -18,6 +18,7 @@
 
 mod alerts;
 mod anchors;
+mod backfill;
 mod build;
 mod calibrate;
 mod cli;
@@ -37,6 +38,7 @@ mod kills;
 mod outbox;
 mod outside;
 mod pipeline;
+mod plan;
 mod postgres;
 mod processes;
 mod prompts;

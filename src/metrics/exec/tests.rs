@@ -43,7 +43,7 @@ async fn with<T>(spec: Spec, story: impl AsyncFnOnce(Exec) -> T) -> T {
 
 async fn outcome(metric: &dyn Metric) -> Outcome {
     let (case, scores) = (Case::default(), BTreeMap::new());
-    let call = CallCx { monitor: "m", metric: "quality", run_id: "run", item_id: "i", budgets: &[], fresh: false };
+    let call = CallCx { monitor: "m", metric: "quality", run_id: "run", item_id: "i", budgets: &[], fresh: false, background: None };
     let cx = MetricCx { case: &case, view: &View::from(()), latency_ms: None, cost_usd: None, observations: &[], scores: &scores, call };
     metric.judge(&cx).await.outcomes.remove(0).outcome
 }

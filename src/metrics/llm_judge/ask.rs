@@ -37,16 +37,21 @@ impl From<Result<Vec<Outcome>, Outcome>> for Sample {
 }
 
 impl Judge {
-    /// One of the metric's samples, counted from 0.
-    pub(super) async fn once(&self, asked: &Asked, sample: usize, cx: &MetricCx<'_>, usage: &mut Usage) -> Sample {
-        let question = Question {
+    /// As it is put first.
+    pub(super) fn question(&self, asked: &Asked, sample: usize) -> Question {
+        Question {
             system: Some(asked.system.iter().fold(self.system.clone(), |system, more| format!("{system}\n\n{more}"))),
             messages: asked.messages.clone(),
             max_tokens: self.max_tokens,
             schema: Some(Arc::clone(&self.schema)),
             sample: u32::try_from(sample).unwrap_or(u32::MAX),
             ..Question::default()
-        };
+        }
+    }
+
+    /// One of the metric's samples, counted from 0.
+    pub(super) async fn once(&self, asked: &Asked, sample: usize, cx: &MetricCx<'_>, usage: &mut Usage) -> Sample {
+        let question = self.question(asked, sample);
         let first = match self.call(question.clone(), cx, usage).await {
             Ok(reply) => reply,
             Err(outcome) => return Err(outcome).into(),

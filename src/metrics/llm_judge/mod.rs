@@ -34,8 +34,8 @@ use self::{
 };
 use super::{BuildError, DataType, Gives, Judgement, Metric, MetricBuildCx, MetricConfig, MetricCx, MetricKind, Price};
 use crate::{
-    model::{Outcome, PromptRef, Usage},
-    providers::Model,
+    model::{Case, Outcome, PromptRef, Usage},
+    providers::{CallCx, Model},
     util::{
         plugin,
         template::{Expr, TemplateError},
@@ -95,6 +95,9 @@ inventory::submit! {
 }
 
 const MAX_SAMPLES: usize = 15;
+
+/// Of a verdict, two sentences and a number, about; only said in advance.
+const ANSWER_TOKENS: u64 = 120;
 
 impl JudgeConfig {
     /// The prompt, what it gives, and what the case must have for it.
@@ -323,6 +326,15 @@ impl Metric for Judge {
             }
         }
         judgement
+    }
+
+    fn guess(&self, case: &Case, view: &Value) -> Option<f64> {
+        let call = CallCx { monitor: "", metric: "", run_id: "", item_id: "", budgets: &[], fresh: false, background: None };
+        let cx = MetricCx { case, view, latency_ms: None, cost_usd: None, observations: &[], scores: &BTreeMap::new(), call };
+        // What needs an earlier metric's score cannot be asked without it.
+        let asked = self.asked(&cx, &Fences::new(self.max_chars)).ok()?;
+        #[expect(clippy::cast_precision_loss, reason = "a handful of samples")]
+        Some(self.model.guess(&self.question(&asked, 0), ANSWER_TOKENS)? * self.samples as f64)
     }
 
     fn data_type(&self) -> DataType {

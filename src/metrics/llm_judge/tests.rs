@@ -152,7 +152,7 @@ impl Story {
             .map(|(name, outcome)| (name.as_str(), minijinja::context! { reason => outcome.reason(), outcome => outcome.kind(), value => 0.25 }))
             .collect();
         let view = minijinja::context! { scores => scores, trace => minijinja::context! { note => "from the trace", turns => vec!["hi", "ho"] } };
-        let call = CallCx { monitor: "m", metric: "helpful", run_id: "r", item_id: "i", budgets: &[], fresh: false };
+        let call = CallCx { monitor: "m", metric: "helpful", run_id: "r", item_id: "i", budgets: &[], fresh: false, background: None };
         let cx = MetricCx { case: &self.case, view: &view, latency_ms: None, cost_usd: None, observations: &[], scores: &self.scores, call };
         let judgement = judge.judge(&cx).await;
         assert!(model.answers.lock().unwrap().is_empty(), "fewer questions than answers");

@@ -118,7 +118,7 @@ impl Story {
         let labels = BTreeMap::from([("monitor".to_owned(), "m".to_owned())]);
         let group = Group::new(route, labels, self.wait_secs * 1_000_000, self.interval_secs * 1_000_000);
         let notices = events.iter().map(|(alert, kind)| NewNotice { group: group.clone(), event: self.event(alert, *kind) }).collect();
-        let moved = MovedAlerts { monitor: "m".to_owned(), at_us: services.now_us(), rows: Vec::new(), removed: Vec::new(), notices };
+        let moved = MovedAlerts { monitor: "m".to_owned(), at_us: services.now_us(), rows: Vec::new(), removed: Vec::new(), notices, gone: false };
         services.store.record_alerts(moved).await.unwrap();
     }
 
