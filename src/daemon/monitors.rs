@@ -183,6 +183,7 @@ impl Monitors {
                 self.start_run(&spec.name, What::Slot(now, Trigger::Start), None);
             }
         }
+        self.end_alerts_of_the_gone().await?;
         // Queues that hold rows of an earlier process get their couriers now, not at the next run.
         for stranded in serve_waiting(&self.world, &self.publishers(), &self.queues).await? {
             tracing::error!(
@@ -205,6 +206,21 @@ impl Monitors {
         if !busy {
             self.start_run(&due.monitor, What::Slot(due.slot, Trigger::Schedule), None);
         }
+    }
+
+    /// Of monitors that were removed or disabled while nobody was here. While a file is refused nobody knows what it holds.
+    async fn end_alerts_of_the_gone(&mut self) -> anyhow::Result<()> {
+        if !self.faults.is_empty() {
+            return Ok(());
+        }
+        for name in self.world.services.store.alerted_monitors(FILE_REFUSED.name).await? {
+            match self.active.get(name.as_str()) {
+                Some(active) if active.spec.enabled => {}
+                Some(_) => self.end_alerts(&name, "the monitor was disabled", false),
+                None => self.end_alerts(&name, "the monitor was removed", true),
+            }
+        }
+        Ok(())
     }
 
     /// Nothing else would ever end what fires of a monitor that runs no longer.

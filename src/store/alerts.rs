@@ -172,6 +172,15 @@ impl Store {
         rows.iter().map(|row| Ok((row.try_get("item_id")?, row.try_get("value")?, row.try_get("reason")?, row.try_get("url")?))).collect()
     }
 
+    /// Monitors of which something is kept of an alert, other than one that is no monitor's own.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn alerted_monitors(&self, other_than: &str) -> Result<Vec<String>> {
+        let text = "SELECT DISTINCT m.name FROM alerts a JOIN monitors m ON m.id = a.monitor WHERE a.name <> $1 ORDER BY m.name";
+        sqlx::query_scalar(text).bind(other_than).fetch_all(&self.read).await
+    }
+
     /// (alert, memory) of a monitor.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 
 mod langfuse;
 mod openai;
+mod pages;
 pub mod silences;
 
 use std::{
@@ -67,7 +68,7 @@ pub fn router(web: Web) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .merge(langfuse::routes())
-        .merge(silences::pages())
+        .merge(pages::routes())
         .with_state(web)
 }
 

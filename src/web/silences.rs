@@ -1,11 +1,10 @@
 //! Silences are added and ended here: by `POST /api/v1/silences`, and by `assayd silence` where no daemon runs.
 
 use axum::{
-    Json, Router,
+    Json,
     extract::State,
-    http::{StatusCode, header},
+    http::StatusCode,
     response::{IntoResponse, Response},
-    routing::get,
 };
 
 use super::Web;
@@ -13,17 +12,6 @@ use crate::{
     control::SilenceOrder,
     store::{Closed, SilenceRow, Store},
 };
-
-/// A form for a silence, which messages link to; it holds nothing that would need a token.
-pub(super) fn pages() -> Router<Web> {
-    // Its script and this server alone: whatever a link brings stays text.
-    const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; connect-src 'self'; form-action 'none'; frame-ancestors 'none'";
-    let page =
-        |kind: &'static str, text: &'static str| get(move || async move { ([(header::CONTENT_TYPE, kind), (header::CONTENT_SECURITY_POLICY, POLICY)], text) });
-    Router::new()
-        .route("/silences/new", page("text/html; charset=utf-8", include_str!("silence.html")))
-        .route("/silences/new.js", page("text/javascript; charset=utf-8", include_str!("silence.js")))
-}
 
 pub(super) async fn post(State(web): State<Web>, Json(order): Json<SilenceOrder>) -> Response {
     if let SilenceOrder::Add(silence) = &order

@@ -204,3 +204,22 @@ async fn dead_rows_are_told_without_being_asked_to() {
     let _daemon = site.daemon().await;
     site.until("a message about refused rows", |world| !world.slack.messages().is_empty()).await;
 }
+
+#[tokio::test]
+async fn an_alert_of_a_monitor_that_went_while_nobody_was_here_ends() {
+    let site = bad_day().await;
+    let daemon = site.daemon().await;
+    site.until("a message", |world| !world.slack.messages().is_empty()).await;
+    assert_eq!(daemon.stop().await, Some(0));
+    std::fs::rename(site.path("monitors/m.yaml"), site.path("m.yaml")).unwrap();
+    // What a refused file holds is not known.
+    site.write("monitors/n.yaml", "name: [");
+    let daemon = site.daemon().await;
+    site.says("n.yaml").await;
+    assert_eq!(daemon.stop().await, Some(0));
+    assert!(site.world.slack.updates().is_empty());
+    std::fs::remove_file(site.path("monitors/n.yaml")).unwrap();
+    let _daemon = site.daemon().await;
+    site.until("its end", |world| !world.slack.updates().is_empty()).await;
+    assert!(site.world.slack.updates()[0].to_string().contains("the monitor was removed"));
+}

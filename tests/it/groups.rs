@@ -244,6 +244,7 @@ async fn a_message_leads_to_a_form_that_silences_it() {
     let _daemon = site.daemon().await;
     let page = site.get("/silences/new?matcher=monitor%3Dm").await.expect("the form");
     assert!(page.contains("<form") && !page.contains("monitor=m"), "what the link says is not part of the page");
+    assert!(site.get("/").await.expect("the daemon's own page").contains("silences/new"));
     assert!(site.get("/silences/new.js").await.expect("its script").contains("api/v1/silences"));
 }
 

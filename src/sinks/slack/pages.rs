@@ -99,7 +99,7 @@ fn split(lines: Vec<String>) -> Vec<Vec<String>> {
     pages
 }
 
-/// Where a reader goes from here: the dashboard, and how to have quiet while somebody mends it.
+/// Where a reader goes from here: to the daemon, and how to have quiet while somebody mends it.
 fn ways_on(news: &News, kind: AlertEventKind, external_url: Option<&Url>) -> Option<SlackBlock> {
     let fires = matches!(kind, AlertEventKind::Firing | AlertEventKind::Repeat);
     let matchers = matchers(news);
@@ -107,9 +107,9 @@ fn ways_on(news: &News, kind: AlertEventKind, external_url: Option<&Url>) -> Opt
         let words = matchers.iter().map(|(name, value)| format!("{name}={}", quoted(value))).collect::<Vec<_>>().join(" ");
         return fires.then(|| small(format!("To silence: {}", escape(&format!("assayd silence add --for 2h --comment WHY {words}"), 1_000))));
     };
-    let dashboard = link(base.as_str()).map(|url| format!("<{url}|Dashboard>"));
+    let daemon = link(base.as_str()).map(|url| format!("<{url}|assayd>"));
     let silence = fires.then(|| silence_url(base, &matchers)).and_then(|url| link(url.as_str())).map(|url| format!("<{url}|Silence>"));
-    let links: Vec<String> = dashboard.into_iter().chain(silence).collect();
+    let links: Vec<String> = daemon.into_iter().chain(silence).collect();
     (!links.is_empty()).then(|| small(links.join(" · ")))
 }
 

@@ -195,11 +195,11 @@ async fn a_group_too_long_for_a_message_goes_on_in_its_thread_and_is_taken_up_wh
 }
 
 #[tokio::test]
-async fn links_lead_to_the_dashboard_and_to_a_silence() {
+async fn links_lead_to_the_daemon_and_to_a_silence() {
     let url = Url::parse("https://assayd.test/eval/").unwrap();
     let seen = |external: Option<&Url>, kind| serde_json::to_value(&pages::standing(&one(1, kind), external)[0]).unwrap().to_string();
     let linked = seen(Some(&url), AlertEventKind::Firing);
-    assert!(linked.contains("<https://assayd.test/eval/|Dashboard>"), "{linked}");
+    assert!(linked.contains("<https://assayd.test/eval/|assayd>"), "{linked}");
     assert!(
         linked.contains("<https://assayd.test/eval/silences/new?matcher=alertname%3Dhelpful-low&amp;matcher=monitor%3Dsupport-answers|Silence>"),
         "{linked}"
