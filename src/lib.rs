@@ -29,6 +29,7 @@
 //! - What waits is published as the run that took it was asked to, whichever run judges it.
 //! - A paid answer is on disk (`synchronous=FULL`) before its item counts as judged, and before anything is sent.
 //! - A failed judgement is an outcome with a reason, never a number.
+//! - What a judge says of an anchor is no score: it only tells whether the judge changed.
 //! - A run is judged by one version of each prompt, read when it starts ([`prompts`]); the revision of its scores is that text's.
 //! - While the store refuses writes no model is called: an answer that cannot be kept would be paid for twice.
 //! - One process writes a state folder ([`store::lock`]); any number read it. The sealed secrets alone are written by

@@ -5,7 +5,7 @@
 //! run's own draw. Each answer is stored as it comes, so a run that was killed draws the same anchors and asks for what is missing.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
@@ -47,14 +47,33 @@ pub(super) enum Looked {
 /// Of the whole set, in one run: the rest follows in the next.
 const START: usize = 200;
 
-/// The anchors that have a label for what a judge gives, and these labels' names.
-struct Held<'a>(Vec<(&'a Anchor, Vec<&'a str>)>);
+/// An anchor, and the outcomes that it has a label for.
+type Labelled<'a> = (&'a Anchor, Vec<&'a str>);
+
+/// The anchors that have a label for what a judge gives.
+struct Held<'a>(Vec<Labelled<'a>>);
 
 impl<'a> Held<'a> {
     fn of(judge: &Judge, set: &'a [Anchor]) -> Self {
         let names = |anchor: &'a Anchor| anchor.labels.keys().map(String::as_str).filter(|name| judge.gives.may_give(&judge.name, name)).collect::<Vec<_>>();
         let held = set.iter().map(|anchor| (anchor, names(anchor)));
         Self(held.filter(|(_, names)| judge.price == Price::Paid && !names.is_empty()).collect())
+    }
+
+    /// Which of them the judge is asked about, and for which run: for none (empty) until it was asked about the whole set.
+    fn draw<'r>(&self, rows: &[AnchorRow], run: &'r str, n: usize, max_tries: u32) -> (&'r str, Vec<&Labelled<'a>>) {
+        let done = rows.iter().filter(|row| !row.run_id.is_empty() || is_final(row, max_tries));
+        let done: HashSet<(&str, &str, &str)> = done.map(|row| (&*row.run_id, &*row.metric, &*row.anchor)).collect();
+        let open = |run: &str, (anchor, names): &Labelled<'a>| names.iter().any(|name| !done.contains(&(run, *name, &*anchor.key(name))));
+        let start: Vec<_> = self.0.iter().filter(|one| open("", one)).take(START).collect();
+        if !start.is_empty() {
+            return ("", start);
+        }
+        let mut drawn: Vec<_> = self.0.iter().collect();
+        drawn.sort_by_cached_key(|(anchor, _)| *blake3::hash(format!("{run}\0{}", anchor.id).as_bytes()).as_bytes());
+        drawn.truncate(n);
+        drawn.retain(|one| open(run, one));
+        (run, drawn)
     }
 
     /// The outcomes that are compared.
@@ -84,25 +103,16 @@ pub(super) async fn judge(books: &Books<'_>) -> Result<(), Stopped> {
 }
 
 async fn by_judge(books: &Books<'_>, judge: &Judge, held: &Held<'_>, spec: &AnchorsSpec) -> Result<(), Stopped> {
-    let run = &books.order.run.id;
-    let rows = books.services.store.anchors(&books.monitor.spec.name, &judge.revision, run).await?;
-    let tries = books.monitor.spec.evaluation.max_attempts;
-    let known = |(anchor, names): &&(&Anchor, Vec<&str>), run: &str, done: fn(&AnchorRow, u32) -> bool| {
-        names.iter().all(|name| rows.iter().any(|row| row.run_id == run && row.metric == *name && row.anchor == anchor.key(name) && done(row, tries)))
-    };
-    let mut open: Vec<_> = held.0.iter().filter(|one| !known(one, "", is_final)).collect();
-    open.truncate(START);
-    let of_run = open.is_empty();
-    if of_run {
-        open = held.0.iter().collect();
-        open.sort_by_cached_key(|(anchor, _)| *blake3::hash(format!("{run}\0{}", anchor.id).as_bytes()).as_bytes());
-        open.truncate(spec.n);
-        open.retain(|one| !known(one, run, |_, _| true));
+    let (monitor, evaluation) = (&books.monitor.spec.name, &books.monitor.spec.evaluation);
+    if held.0.is_empty() {
+        return Ok(());
     }
-    for few in open.chunks(books.monitor.spec.evaluation.concurrency.max(1)) {
+    let rows = books.services.store.anchors(monitor, &judge.revision, &books.order.run.id).await?;
+    let (run_id, open) = held.draw(&rows, &books.order.run.id, spec.n, evaluation.max_attempts);
+    for few in open.chunks(evaluation.concurrency.max(1)) {
         let mut asked = Vec::with_capacity(few.len());
         for (anchor, names) in few {
-            asked.push(ask(books, judge, anchor, names, if of_run { run } else { "" }));
+            asked.push(ask(books, judge, anchor, names, run_id));
         }
         let answered: Vec<bool> = join_all(asked).await.into_iter().collect::<Result<_, Stopped>>()?;
         // Those after one that waits would wait too: they are left out of this run.

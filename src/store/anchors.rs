@@ -87,3 +87,41 @@ pub(super) async fn retain(db: &mut SqliteConnection, scores_before_us: i64, run
         LIMIT $3)";
     Ok(sqlx::query(text).bind(runs_before_us).bind(scores_before_us).bind(limit).execute(db).await?.rows_affected())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Retention;
+
+    fn row(run: &str, metric: &str, agrees: Option<bool>) -> AnchorRow {
+        AnchorRow { run_id: run.to_owned(), metric: metric.to_owned(), anchor: "a".to_owned(), agrees, tries: 1 }
+    }
+
+    #[tokio::test]
+    async fn a_verdict_stays_and_a_start_that_is_drawn_against_outlives_its_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, writer) = Store::open(folder.path()).await.unwrap();
+        let story = async {
+            let record = async |rows: &[AnchorRow], at_us| store.record_anchors("m", "r1", rows.to_vec(), at_us).await.unwrap();
+            let of = async |run: &str| store.anchors("m", "r1", run).await.unwrap();
+            record(&[row("", "x", None), row("", "y", Some(true))], 1).await;
+            record(&[row("", "x", None), row("", "y", Some(false))], 2).await;
+            assert_eq!(of("").await, [AnchorRow { tries: 2, ..row("", "x", None) }, row("", "y", Some(true))]);
+            record(&[row("", "x", Some(false))], 3).await;
+            assert_eq!(of("").await[0], AnchorRow { tries: 3, ..row("", "x", Some(false)) });
+
+            record(&[row("old", "x", Some(true)), row("old", "y", Some(true))], 5).await;
+            record(&[row("new", "x", Some(true))], 50).await;
+            let retention = Retention { now_us: 60, scores_before_us: 20, runs_before_us: 40, decisions_behind_us: 0, limit: 100 };
+            store.retain(retention).await.unwrap();
+            assert_eq!(
+                (of("old").await, of("new").await.len()),
+                (vec![AnchorRow { tries: 3, ..row("", "x", Some(false)) }], 2),
+                "of y nothing is drawn any more"
+            );
+            assert_eq!(store.anchors("m", "r2", "new").await.unwrap(), [], "another revision starts anew");
+            store.close().await.unwrap();
+        };
+        tokio::join!(story, writer.run());
+    }
+}
