@@ -13,6 +13,7 @@
 pub mod baseline;
 mod builtin;
 mod condition;
+pub mod digest;
 pub mod evidence;
 mod machine;
 mod measure;

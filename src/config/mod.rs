@@ -31,6 +31,6 @@ pub use monitor::{
 };
 pub use schema::{config_schema, monitor_schema};
 pub use secrets::Keyring;
-pub use settings::{AuthSpec, ConcurrencySpec, LogFormat, LogSpec, ProfileSpec, ProviderSpec, RetentionSpec, RetrySpec, Rotation, Settings};
+pub use settings::{AuthSpec, ConcurrencySpec, Digest, LogFormat, LogSpec, ProfileSpec, ProviderSpec, RetentionSpec, RetrySpec, Rotation, Settings};
 pub use switches::Switches;
 pub use text::faults_of_text;

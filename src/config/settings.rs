@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::{
     CacheSpec, Environment, EnvironmentSpec, HooksSpec, KeepSpec, NotifyTarget, Overrides, Switches,
-    check::only,
+    check::{only, place},
     gateway::budgets,
     switches::{self, Whose},
 };
@@ -17,6 +17,7 @@ use crate::{
     connections::Connections,
     model::Budget,
     providers::{FallbackOn, Limits, ProviderConfig, ProviderKind, prices::Price},
+    schedule::daily::Daily,
     util::{
         backoff::Policy,
         duration::Human,
@@ -46,6 +47,8 @@ pub struct Settings {
     pub notify: Vec<NotifyTarget>,
     /// Of all monitors, and of the daemon.
     pub watch: Switches,
+    /// Once a day.
+    pub digest: Option<Digest>,
     /// Pinged at the end of runs.
     pub heartbeat: Option<SecretString>,
     pub connections: Connections,
@@ -164,6 +167,27 @@ impl From<RetrySpec> for Policy {
     }
 }
 
+/// A message a day on all monitors.
+#[derive(Debug)]
+pub struct Digest {
+    pub daily: Daily,
+    /// Empty: the settings' `notify`.
+    pub notify: Vec<NotifyTarget>,
+}
+
+/// `digest:`, as written.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DigestFile {
+    /// Time of day, like `08:00`.
+    at: String,
+    /// IANA zone of that time. Default UTC.
+    timezone: Option<String>,
+    /// Where it goes. Default: the settings' `notify`.
+    #[serde(default)]
+    notify: Vec<NotifyTarget>,
+}
+
 /// An entry of `providers:`.
 #[derive(Debug)]
 pub struct ProviderSpec {
@@ -240,6 +264,8 @@ pub(super) struct File {
     notify: Option<Section<Vec<NotifyTarget>>>,
     /// Switches of the alerts that are on by default, such as `no-data: false`; a monitor's own `watch` comes before it.
     watch: Option<Section<Switches>>,
+    /// Once a day: each monitor's means, their change, coverage and cost, and the alerts that fire.
+    digest: Option<Section<DigestFile>>,
     /// Address of a watcher (healthchecks.io and kin): pinged after runs that did their work and whose scores leave, `/start`
     /// when the daemon begins, `/fail` when it does not work.
     #[schemars(with = "Option<String>")]
@@ -403,6 +429,7 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
         heartbeat: section(file.heartbeat, faults),
         notify: file.notify.map(|section| notify(&section, &connections, faults)).unwrap_or_default(),
         watch: switches::read(file.watch.as_ref(), Whose::Daemon, faults),
+        digest: file.digest.as_ref().and_then(|section| digest(section, &connections, faults)),
         connections,
         providers,
         prices: section(file.prices, faults).unwrap_or_default(),
@@ -414,6 +441,18 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
         poll: section(file.poll, faults),
         base_dir: base.to_owned(),
     })
+}
+
+fn digest(section: &Section<DigestFile>, connections: &Connections, faults: &mut Vec<Fault>) -> Option<Digest> {
+    let DigestFile { at, timezone, notify } = section.read(faults)?;
+    faults.extend(notify.iter().filter_map(|target| Some(Fault::new(place(&section.node, "notify"), target.check(connections).err()?))));
+    match Daily::new(&at, timezone.as_deref()) {
+        Ok(daily) => Some(Digest { daily, notify }),
+        Err(fault) => {
+            faults.push(Fault::new(place(&section.node, fault.key), fault.message));
+            None
+        }
+    }
 }
 
 fn notify(section: &Section<Vec<NotifyTarget>>, connections: &Connections, faults: &mut Vec<Fault>) -> Vec<NotifyTarget> {

@@ -106,6 +106,9 @@ pub struct AlertEvent {
     pub labels: BTreeMap<String, String>,
     /// At most three, worst first.
     pub worst: Vec<WorstItem>,
+    /// Of a notice that is more than a sentence: its parts, each of several lines. Untrusted text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lines: Vec<String>,
 }
 
 /// An example in a message. `reason` is untrusted text.
@@ -175,4 +178,13 @@ pub struct Coverage {
     pub deferred: u64,
     /// They wait for a run, the first one or another try.
     pub waiting: u64,
+}
+
+/// What was scored in a day.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct DayTally {
+    /// Scores.
+    pub n: u64,
+    /// Of scores in [0, 1].
+    pub sum: f64,
 }

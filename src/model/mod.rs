@@ -13,7 +13,7 @@ mod prompt;
 mod run;
 mod trace;
 
-pub use alert::{AlertEvent, AlertEventKind, AlertState, Coverage, Judged, MeanOf, Route, RunMean, Severity, Tally, WorstItem};
+pub use alert::{AlertEvent, AlertEventKind, AlertState, Coverage, DayTally, Judged, MeanOf, Route, RunMean, Severity, Tally, WorstItem};
 pub use budget::{Budget, Per, nano_usd, usd};
 pub use ids::{BodyKey, GivenHash, ItemKey, content_hash, dataset_id, run_id, score_id, trace_id};
 pub use item::{About, Item, MetricAbout};

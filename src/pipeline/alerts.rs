@@ -227,6 +227,7 @@ impl Moved {
             run_id: of.run_id.to_owned(),
             labels: of.labels.clone(),
             worst: Vec::new(),
+            lines: Vec::new(),
         })
     }
 

@@ -15,6 +15,7 @@ mod between;
 mod books;
 mod candidates;
 mod dedup;
+mod digest;
 mod evaluate;
 mod extract;
 mod gate;
@@ -33,6 +34,7 @@ use tokio::sync::watch;
 
 pub use alerts::{end_alerts, routes};
 pub use between::{Scheduled, Watched, Watcher};
+pub use digest::Digests;
 pub use monitor::{BuildEnv, Monitor};
 pub use publish::{Couriers, NOTICES};
 pub use run::{Order, Progress, published, run};

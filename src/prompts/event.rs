@@ -84,6 +84,7 @@ impl Event {
             run_id: String::new(),
             labels: BTreeMap::from([("langfuse".to_owned(), connection.to_owned())]),
             worst: Vec::new(),
+            lines: Vec::new(),
         }
     }
 

@@ -71,7 +71,7 @@ pub struct ScheduleFault {
     pub message: String,
 }
 
-fn fault(key: &'static str, message: impl Into<String>) -> ScheduleFault {
+pub(super) fn fault(key: &'static str, message: impl Into<String>) -> ScheduleFault {
     ScheduleFault { key, message: message.into() }
 }
 
@@ -231,7 +231,7 @@ fn cron(pattern: &str, zone: &TimeZone) -> Result<Arc<Cron>, ScheduleFault> {
     Ok(parsed)
 }
 
-fn unknown_zone(name: &str) -> String {
+pub(super) fn unknown_zone(name: &str) -> String {
     let zones: Vec<String> = jiff::tz::db().available().map(|zone| zone.as_str().to_owned()).collect();
     match text::nearest(name, zones.iter().map(String::as_str)) {
         Some(near) => format!("unknown time zone `{name}`, did you mean `{near}`?"),

@@ -48,7 +48,7 @@ impl Since {
 }
 
 /// Of a score: not made by a release check.
-const NO_GATE: &str = "NOT EXISTS (SELECT 1 FROM runs WHERE runs.id = scores.run_id AND runs.trigger = 'gate')";
+pub(super) const NO_GATE: &str = "NOT EXISTS (SELECT 1 FROM runs WHERE runs.id = scores.run_id AND runs.trigger = 'gate')";
 
 impl Store {
     /// What lies in a window of one metric's judgements (of all metrics without a name). What failed as a whole, under the

@@ -14,6 +14,7 @@
 
 mod alerts;
 mod apply;
+mod digest;
 mod experiments;
 mod gateway;
 mod health;
@@ -39,6 +40,7 @@ use sqlx::{
 use tokio::sync::watch;
 
 pub use alerts::Since;
+pub use digest::NewDigest;
 pub use gateway::{CachedRow, CallRow, UsageRow};
 use lookup::Lookup;
 pub use outbox::QueueStatus;

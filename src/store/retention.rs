@@ -51,6 +51,8 @@ pub(super) async fn retain(db: &mut SqliteConnection, retention: &Retention) -> 
     gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM notices WHERE id IN (SELECT id FROM notices WHERE created_us < $1 AND state <> 0 LIMIT $2)";
     gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
+    let sql = "DELETE FROM digests WHERE at_us < $1";
+    gone += sqlx::query(sql).bind(retention.runs_before_us).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM silences WHERE id IN (SELECT id FROM silences WHERE ends_us < $1 LIMIT $2)";
     gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM bodies WHERE id IN (SELECT id FROM bodies b WHERE NOT EXISTS (SELECT 1 FROM outbox o WHERE o.body = b.id) LIMIT $1)";

@@ -6,7 +6,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOp
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    DrawBatch, FinishedRun, Health, ItemOutcome, MovedAlerts, NoticeEnd, Retention, RunRow, SentBatch,
+    DrawBatch, FinishedRun, Health, ItemOutcome, MovedAlerts, NewDigest, NoticeEnd, Retention, RunRow, SentBatch,
     apply::{self, Names},
     experiments::Grouped,
     gateway::GatewayWrite,
@@ -53,6 +53,7 @@ pub(super) enum Write {
     },
     Gateway(GatewayWrite),
     Prompt(PromptWrite),
+    Digest(Box<NewDigest>),
     Silence(SilenceWrite),
     Grouped(Grouped),
     Retain(Retention),
@@ -75,6 +76,7 @@ impl Write {
             | Self::Notice { .. }
             | Self::Outbox(_)
             | Self::Prompt(_)
+            | Self::Digest(_)
             | Self::Silence(_)
             | Self::Grouped(_)
             | Self::Retain(_)

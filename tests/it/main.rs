@@ -20,6 +20,7 @@ mod alerts;
 mod build;
 mod calibrate;
 mod cli;
+mod digest;
 mod draw;
 mod evaluate;
 mod evidence;

@@ -8,6 +8,7 @@
 //! `chat.postMessage` by workspace although Slack counts it by channel, and waits without a bound.
 
 mod client;
+mod lines;
 mod pace;
 mod render;
 

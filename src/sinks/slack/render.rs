@@ -38,7 +38,9 @@ const WORST: usize = 3;
 /// The message of an event that stands by itself: what is posted to the channel, and what an edit turns it into.
 pub(super) fn message(event: &AlertEvent) -> SlackMessageContent {
     if event.kind == AlertEventKind::Notice {
-        return content(event, vec![header(event), section(sentence(event)), context(event)]);
+        let parts = super::lines::parts(&event.lines);
+        let blocks = [header(event), section(sentence(event))].into_iter().chain(parts).chain([context(event)]);
+        return content(event, blocks.collect());
     }
     let mut blocks = vec![header(event), section(sentence(event)), fields(event)];
     if !event.worst.is_empty() {
@@ -63,7 +65,7 @@ pub(super) fn reply(event: &AlertEvent) -> SlackMessageContent {
 #[must_use]
 pub fn plain(event: &AlertEvent) -> String {
     if event.kind == AlertEventKind::Notice {
-        return one_line(&event.summary, 4_000);
+        return one_line(&[&event.summary].into_iter().chain(&event.lines).map(String::as_str).collect::<Vec<_>>().join("; "), 4_000);
     }
     let mut line = format!("{} {}/{} ({}): {}", word(event).to_lowercase(), event.monitor, event.alert, event.severity.as_str(), event.summary);
     if event.kind == AlertEventKind::Resolved {
@@ -160,7 +162,7 @@ fn context(event: &AlertEvent) -> SlackBlock {
     SlackBlock::Context(SlackContextBlock::new(vec![SlackContextBlockElement::MarkDown(text)]))
 }
 
-fn section(text: String) -> SlackBlock {
+pub(super) fn section(text: String) -> SlackBlock {
     SlackBlock::Section(SlackSectionBlock::new().with_text(mrkdwn(text)))
 }
 
@@ -200,7 +202,7 @@ fn date(at: Timestamp) -> String {
 
 /// Untrusted text for mrkdwn: one line, the three characters that Slack obeys escaped, a backtick replaced (an unclosed
 /// one would take in what follows), at most `max` characters in all without cutting an escape in two.
-fn escape(text: &str, max: usize) -> String {
+pub(super) fn escape(text: &str, max: usize) -> String {
     // More than `max` characters never survive, so a 30 MB text costs no more than a short one.
     let head: String = text.chars().take(max + 1).collect();
     let line = one_line(&head, max);
@@ -274,6 +276,7 @@ pub(super) mod tests {
                 },
                 WorstItem { item_id: "t-2".into(), value: 0.25, reason: String::new(), url: None },
             ],
+            lines: Vec::new(),
         }
     }
 
