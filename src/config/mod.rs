@@ -20,6 +20,7 @@ mod settings;
 mod steps;
 mod switches;
 mod text;
+mod usertests;
 mod warn;
 
 pub use diff::{Change, diff};
@@ -34,3 +35,4 @@ pub use secrets::Keyring;
 pub use settings::{AuthSpec, ConcurrencySpec, Digest, LogFormat, LogSpec, ProfileSpec, ProviderSpec, RetentionSpec, RetrySpec, Rotation, Settings};
 pub use switches::Switches;
 pub use text::faults_of_text;
+pub use usertests::{Expected, UserRun, UserTest, load_tests};

@@ -9,6 +9,7 @@ mod monitors;
 mod once;
 mod outbox;
 mod prompts;
+mod rehearse;
 mod reload;
 mod silences;
 pub mod supervisor;
@@ -49,6 +50,7 @@ pub use infer::infer;
 pub use once::once;
 pub use outbox::change_outbox;
 pub use prompts::refresh_prompts;
+pub use rehearse::{Rehearsed, rehearse};
 pub use silences::silence;
 
 /// How long couriers get to send what is left when the daemon stops.

@@ -49,6 +49,7 @@ mod site;
 mod slack_source;
 mod sql;
 mod switch;
+mod usertests;
 mod watch;
 mod world;
 
