@@ -94,8 +94,7 @@ const MOST_RUNS: u32 = 10_000;
 
 /// Whether a file holds tests, which makes it no monitor.
 pub(super) fn is_test(name: &str) -> bool {
-    let stem = name.strip_suffix(".yaml").or_else(|| name.strip_suffix(".yml"));
-    stem.is_some_and(|stem| stem.ends_with(".test") || stem.ends_with("_test"))
+    [".test.yaml", ".test.yml", "_test.yaml", "_test.yml"].iter().any(|end| name.ends_with(end))
 }
 
 /// The tests of a file, or of all files below a folder, with every fault of theirs.

@@ -63,7 +63,7 @@ impl Script {
         let verdicts = lock(&self.verdicts);
         let of = |item: &str| {
             let given = verdicts.get(item)?;
-            let named: Vec<Named> = given.iter().filter_map(|(name, outcome)| Some(Named { part: part(metric, name)?, outcome: outcome.clone() })).collect();
+            let named: Vec<Named> = given.iter().filter_map(|given| named(metric, given)).collect();
             (!named.is_empty()).then_some(named)
         };
         match of(item).or_else(|| of("*")) {
@@ -73,12 +73,13 @@ impl Script {
     }
 }
 
-/// The part of the metric that a name is of, if it is of the metric at all.
-fn part(metric: &str, name: &str) -> Option<Option<String>> {
-    match name.strip_prefix(metric)? {
-        "" => Some(None),
-        rest => rest.strip_prefix('.').map(|part| Some(part.to_owned())),
-    }
+/// A verdict under the metric's own name or one of its parts'; `None` where it is another metric's.
+fn named(metric: &str, (name, outcome): (&String, &Outcome)) -> Option<Named> {
+    let part = match name.strip_prefix(metric)? {
+        "" => None,
+        rest => Some(rest.strip_prefix('.')?.to_owned()),
+    };
+    Some(Named { part, outcome: outcome.clone() })
 }
 
 /// The traces of a script.
