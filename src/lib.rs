@@ -39,6 +39,8 @@
 //! - A metric's own process (`exec`) is kept by a task; it has a group of its own, which is killed when that task ends, or when
 //!   assayd leaves without ending its tasks.
 //! - A run's scores are evidence once: an alert's memory is written in the transaction that ends the run, with the run's id.
+//! - What has to be seen though no run ends (a monitor that is stalled, a refused file) is evaluated between runs, by the one task
+//!   that moves those alerts.
 //! - Only [`daemon::supervisor`] begins tasks, only [`schedule::clock`] reads the wall clock for decisions.
 //!
 //! # Two schedulers, and why

@@ -64,6 +64,7 @@ mod tests {
             labels: BTreeMap::new(),
             worst: Vec::new(),
             history: Vec::new(),
+            lines: Vec::new(),
         }
     }
 

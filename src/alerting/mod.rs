@@ -15,6 +15,7 @@ pub mod anchors;
 pub mod baseline;
 mod builtin;
 mod condition;
+pub mod digest;
 pub mod dimension;
 pub mod evidence;
 pub mod group;

@@ -29,7 +29,7 @@ pub(super) fn alerts(overrides: &Overrides, action: Action) -> Result<(), Failur
     let settings = settings(overrides)?;
     let routes = match receiver {
         Some(receiver) => vec![route(&settings, &receiver, connection)?],
-        None => settings.routing.default_routes(),
+        None => settings.routing.routes(&[]),
     };
     block_on(async {
         let couriers = Couriers::default();
@@ -106,5 +106,6 @@ fn sample(kind: AlertEventKind) -> AlertEvent {
         labels: std::collections::BTreeMap::new(),
         worst: vec![WorstItem { item_id: "sample-item".to_owned(), value: 0.1, reason: "a sample reason".to_owned(), url: None }],
         history: vec![0.84, 0.86, 0.83, 0.85, 0.79, 0.74, 0.71],
+        lines: Vec::new(),
     }
 }

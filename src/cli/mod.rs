@@ -24,6 +24,7 @@ mod secrets;
 mod silence;
 mod simulate;
 mod status;
+mod test;
 mod usage;
 mod validate;
 
@@ -75,6 +76,8 @@ enum Command {
     Run,
     /// Check every file and report every fault
     Validate(validate::Arguments),
+    /// Run the monitors' own tests: written traces and verdicts, expected decisions and alerts
+    Test(test::Arguments),
     /// One run of one monitor now
     Once(once::Arguments),
     /// Monitors, next run, last run, watermark lag, alert state
@@ -221,6 +224,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Run => run::run(&overrides),
         Command::Validate(arguments) => validate::validate(&overrides, &arguments),
+        Command::Test(arguments) => test::test(&overrides, &arguments),
         Command::Once(arguments) => once::once(&overrides, arguments),
         Command::Status(arguments) => status::status(&overrides, &arguments),
         Command::Explain(arguments) => explain::explain(&overrides, &arguments),

@@ -95,7 +95,10 @@ pub(super) fn chosen(settings: &Settings, overrides: &Overrides, paths: &[PathBu
         chosen.files += if wanted.is_dir() { loaded.files } else { 1 };
         if chosen.monitors.len() + chosen.faults.len() == before {
             let at = Span { file: path.display().to_string().into(), line: 1, column: 1 };
-            chosen.faults.push(Fault { at, message: "holds no monitor: those are YAML files whose names begin with neither `_` nor `.`".to_owned() });
+            chosen.faults.push(Fault {
+                at,
+                message: "holds no monitor: those are YAML files whose names begin with neither `_` nor `.` and do not end in `.test` or `_test`".to_owned(),
+            });
         }
     }
     chosen

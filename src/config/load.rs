@@ -13,6 +13,7 @@ use super::{
     interpolate::{Env, Used, interpolate, read_env},
     secrets::{Keyring, Unneeded},
     settings,
+    usertests::is_test,
 };
 use crate::util::{
     secret::{self, Lookup},
@@ -357,8 +358,8 @@ fn walk(dir: &Path, mut layers: Layers, above: &mut Vec<PathBuf>, candidates: &m
             }
         };
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        // `_defaults.yaml`, editors' swap files, `..data` of a ConfigMap.
-        if name.starts_with(['_', '.']) || name.ends_with('~') {
+        // `_defaults.yaml`, editors' swap files, `..data` of a ConfigMap, tests of monitors.
+        if name.starts_with(['_', '.']) || name.ends_with('~') || is_test(&name) && !path.is_dir() {
             continue;
         }
         if path.is_dir() {

@@ -23,6 +23,7 @@ mod settings;
 mod steps;
 mod switches;
 mod text;
+mod usertests;
 mod warn;
 
 pub use anchors::{Anchor, AnchorsSpec, anchors};
@@ -36,6 +37,7 @@ pub use monitor::{
 pub use routing::{Grouping, NotifyTarget, Routing};
 pub use schema::{config_schema, monitor_schema};
 pub use secrets::Keyring;
-pub use settings::{AuthSpec, ConcurrencySpec, LogFormat, LogSpec, ProfileSpec, ProviderSpec, RetentionSpec, RetrySpec, Rotation, Settings};
+pub use settings::{AuthSpec, ConcurrencySpec, Digest, LogFormat, LogSpec, ProfileSpec, ProviderSpec, RetentionSpec, RetrySpec, Rotation, Settings};
 pub use switches::Switches;
 pub use text::faults_of_text;
+pub use usertests::{Expected, UserRun, UserTest, load_tests};

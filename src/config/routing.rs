@@ -204,18 +204,19 @@ impl Routing {
             add(own, &self.grouping);
         }
         if groups.is_empty() {
-            groups = self.default_routes().into_iter().map(|route| self.grouping.group(route, labels)).collect();
+            groups = self.routes(&[]).into_iter().map(|route| self.grouping.group(route, labels)).collect();
         }
         groups
     }
 
-    /// Where goes what is no alert of a monitor.
+    /// Where goes what is no alert of a monitor: to these targets, else the default, else the log.
     #[must_use]
-    pub fn default_routes(&self) -> Vec<Route> {
-        if self.notify.is_empty() {
+    pub fn routes(&self, own: &[NotifyTarget]) -> Vec<Route> {
+        let targets = if own.is_empty() { &self.notify } else { own };
+        if targets.is_empty() {
             return vec![Route { sink: "log".to_owned(), connection: String::new(), target: String::new() }];
         }
-        self.notify.iter().filter_map(|target| target.route().ok()).collect()
+        targets.iter().filter_map(|target| target.route().ok()).collect()
     }
 }
 

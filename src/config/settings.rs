@@ -10,7 +10,7 @@ use url::Url;
 
 use super::{
     CacheSpec, Environment, EnvironmentSpec, HooksSpec, KeepSpec, NotifyTarget, Overrides, Routing, Switches,
-    check::only,
+    check::{only, place},
     gateway::budgets,
     maintenance::{self, MaintenanceFile},
     routing::{GroupKeys, RouteFile},
@@ -20,6 +20,7 @@ use crate::{
     connections::Connections,
     model::Budget,
     providers::{FallbackOn, Limits, ProviderConfig, ProviderKind, prices::Price},
+    schedule::daily::Daily,
     util::{
         backoff::Policy,
         duration::Human,
@@ -51,6 +52,8 @@ pub struct Settings {
     pub external_url: Option<Url>,
     /// Of all monitors, and of the daemon.
     pub watch: Switches,
+    /// Once a day.
+    pub digest: Option<Digest>,
     /// Pinged at the end of runs.
     pub heartbeat: Option<SecretString>,
     pub connections: Connections,
@@ -169,6 +172,27 @@ impl From<RetrySpec> for Policy {
     }
 }
 
+/// A message a day on all monitors.
+#[derive(Debug)]
+pub struct Digest {
+    pub daily: Daily,
+    /// Empty: the settings' `notify`.
+    pub notify: Vec<NotifyTarget>,
+}
+
+/// `digest:`, as written.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DigestFile {
+    /// Time of day, like `08:00`.
+    at: String,
+    /// IANA zone of that time. Default UTC.
+    timezone: Option<String>,
+    /// Where it goes. Default: the settings' `notify`.
+    #[serde(default)]
+    notify: Vec<NotifyTarget>,
+}
+
 /// An entry of `providers:`.
 #[derive(Debug)]
 pub struct ProviderSpec {
@@ -257,6 +281,8 @@ pub(super) struct File {
     external_url: Option<Section<String>>,
     /// Switches of the alerts that are on by default, such as `no-data: false`; a monitor's own `watch` comes before it.
     watch: Option<Section<Switches>>,
+    /// Once a day: each monitor's means, their change, coverage and cost, and the alerts that fire.
+    digest: Option<Section<DigestFile>>,
     /// Address of a watcher (healthchecks.io and kin): pinged after runs that did their work and whose scores leave, `/start`
     /// when the daemon begins, `/fail` when it does not work.
     #[schemars(with = "Option<String>")]
@@ -425,6 +451,7 @@ pub(super) fn read(tree: &Node, base: &Path, overrides: &Overrides, faults: &mut
         routing,
         external_url: file.external_url.and_then(|section| external_url(&section, faults)),
         watch: switches::read(file.watch.as_ref(), Whose::Daemon, faults),
+        digest: file.digest.as_ref().and_then(|section| digest(section, &connections, faults)),
         connections,
         providers,
         prices: section(file.prices, faults).unwrap_or_default(),
@@ -445,6 +472,18 @@ fn external_url(section: &Section<String>, faults: &mut Vec<Fault>) -> Option<Ur
         faults.push(Fault::new(&section.node.at, format!("`{text}` is no address; write it like `https://assayd.example.com`")));
     }
     url
+}
+
+fn digest(section: &Section<DigestFile>, connections: &Connections, faults: &mut Vec<Fault>) -> Option<Digest> {
+    let DigestFile { at, timezone, notify } = section.read(faults)?;
+    faults.extend(notify.iter().filter_map(|target| Some(Fault::new(place(&section.node, "notify"), target.check(connections).err()?))));
+    match Daily::new(&at, timezone.as_deref()) {
+        Ok(daily) => Some(Digest { daily, notify }),
+        Err(fault) => {
+            faults.push(Fault::new(place(&section.node, fault.key), fault.message));
+            None
+        }
+    }
 }
 
 fn notify(section: &Section<Vec<NotifyTarget>>, connections: &Connections, faults: &mut Vec<Fault>) -> Vec<NotifyTarget> {

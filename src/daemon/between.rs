@@ -1,11 +1,11 @@
-//! Evaluates, again and again, the alerts that have to be seen though no run ends.
+//! What goes on between runs: alerts that have to be seen though no run ends, and the daily digest.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{Mutex, watch};
 
 use super::{monitors::tell_states, wire::World};
-use crate::pipeline::{Watched, Watcher};
+use crate::pipeline::{Digests, Watched, Watcher};
 
 /// Between two looks.
 pub(super) const LOOK: Duration = Duration::from_secs(5);
@@ -34,6 +34,22 @@ pub(super) async fn watch(world: Arc<World>, mut watched: watch::Receiver<Arc<Wa
             _ = stop.wait_for(|stop| *stop) => return,
             changed = watched.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(every) => {}
+        }
+    }
+}
+
+/// Sends the digest once a day, until `stop` says so; looks each `every` whether it is due.
+pub(super) async fn digest(world: Arc<World>, mut digests: Digests, watched: watch::Receiver<Arc<Watched>>, every: Duration, mut stop: watch::Receiver<bool>) {
+    loop {
+        let monitors: Vec<String> = watched.borrow().monitors.keys().cloned().collect();
+        match digests.look(&world.services, &monitors).await {
+            Ok(true) => tracing::info!(monitors = monitors.len(), "the daily digest was made"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the daily digest could not be made; trying again"),
+        }
+        // A sender that is gone asks for the same as a `true`.
+        if tokio::time::timeout(every, stop.wait_for(|stop| *stop)).await.is_ok() {
+            return;
         }
     }
 }

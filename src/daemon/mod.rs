@@ -10,6 +10,7 @@ mod monitors;
 mod once;
 mod outbox;
 mod prompts;
+mod rehearse;
 mod reload;
 mod silences;
 pub mod supervisor;
@@ -39,6 +40,7 @@ use self::{
 use crate::{
     config::Settings,
     control::{Command, Control},
+    pipeline::Digests,
     schedule::{
         clock::{Clock, SystemClock},
         queue::{Due, Queue},
@@ -50,6 +52,7 @@ pub use look::look;
 pub use once::once;
 pub use outbox::change_outbox;
 pub use prompts::refresh_prompts;
+pub use rehearse::{Rehearsed, rehearse};
 pub use silences::silence;
 
 /// How long couriers get to send what is left when the daemon stops.
@@ -129,7 +132,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     looks.ask(Asker::Start);
     let loaded = looks.found().await;
     looks.done(&monitors.take_up(&loaded, true));
-    core.spawn("watch", between::watch(Arc::clone(&world), watched, turn, between::LOOK, stopped));
+    core.spawn("watch", between::watch(Arc::clone(&world), watched, turn, between::LOOK, stopped.clone()));
+    if let Some(digest) = &settings.digest {
+        let digests = Digests::new(digest.daily.clone(), digest.notify.clone());
+        core.spawn("digest", between::digest(Arc::clone(&world), digests, monitors.watched(), between::LOOK, stopped));
+    }
     monitors.start().await?;
     let mut chores = housekeeping::start(&world.services, &world.gateway, settings.retention).await?;
     let mut signals = signals(&[SIGTERM, SIGINT, SIGHUP])?;

@@ -457,6 +457,11 @@ impl Monitors {
         changes
     }
 
+    /// What is evaluated between runs, as it changes.
+    pub fn watched(&self) -> watch::Receiver<Arc<Watched>> {
+        self.between.watch.subscribe()
+    }
+
     /// What is evaluated between runs from now on.
     fn watch(&self, loaded: &Loaded) {
         let on = self.active.values().filter(|active| active.spec.enabled);

@@ -107,7 +107,7 @@ impl World {
             http: &http,
             store: Some(services.store.clone()),
             clock: Arc::clone(&services.clock),
-            routes: services.routing.default_routes(),
+            routes: services.routing.routes(&[]),
             outbox: Arc::clone(&services.outbox),
         });
         let (processes, begun) = Processes::new();

@@ -166,6 +166,9 @@ pub struct AlertEvent {
     pub labels: BTreeMap<String, String>,
     /// At most three, worst first.
     pub worst: Vec<WorstItem>,
+    /// Of a notice that is more than a sentence: its parts, each of several lines. Untrusted text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lines: Vec<String>,
     /// What the last runs gave, oldest first; in [0, 1].
     #[serde(default)]
     pub history: Vec<f64>,
@@ -282,6 +285,15 @@ pub struct Coverage {
     pub deferred: u64,
     /// They wait for a run, the first one or another try.
     pub waiting: u64,
+}
+
+/// What was scored in a day.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct DayTally {
+    /// Scores.
+    pub n: u64,
+    /// Of scores in [0, 1].
+    pub sum: f64,
 }
 
 #[cfg(test)]

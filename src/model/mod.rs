@@ -15,8 +15,8 @@ mod run;
 mod trace;
 
 pub use alert::{
-    AlertEvent, AlertEventKind, AlertState, Coverage, Group, Judged, MeanOf, News, PastJudgement, PastRun, Route, RunMean, Severity, Tally, WorstItem,
-    alert_of_value, alertname,
+    AlertEvent, AlertEventKind, AlertState, Coverage, DayTally, Group, Judged, MeanOf, News, PastJudgement, PastRun, Route, RunMean, Severity, Tally,
+    WorstItem, alert_of_value, alertname,
 };
 pub use backfill::{Backfill, BackfillReport, CostBy, WouldJudge};
 pub use budget::{Budget, Per, nano_usd, usd};

@@ -281,6 +281,7 @@ impl Moved {
             labels: own_labels(of, evaluation),
             worst: Vec::new(),
             history: Vec::new(),
+            lines: Vec::new(),
         })
     }
 

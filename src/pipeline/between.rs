@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
-    time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -58,11 +57,42 @@ const ABSENT: SignedDuration = SignedDuration::from_secs(60);
 /// Looks, again and again.
 #[derive(Debug, Default)]
 pub struct Watcher {
-    /// The newest success that is known of each monitor; microseconds.
-    successes: HashMap<String, i64>,
+    /// By monitor.
+    known: HashMap<String, Known>,
     last_look: Option<Timestamp>,
     /// What is missed is missed since then at the earliest.
     awake_since: Option<Timestamp>,
+}
+
+/// What is known of a monitor's runs, so that a look at thousands asks neither the store nor their schedules.
+#[derive(Debug, Default)]
+struct Known {
+    /// The newest success when it was last asked for.
+    success: Option<Timestamp>,
+    due: Option<Due>,
+}
+
+/// By when a success should have come that is waited for since then.
+#[derive(Debug)]
+struct Due {
+    since: Timestamp,
+    plan: Arc<Plan>,
+    at: Option<Timestamp>,
+}
+
+impl Known {
+    /// Two more slots, and the time that a run may take: a long run that is under way is none that is missed.
+    fn due(&mut self, scheduled: &Scheduled, began: Timestamp) -> Option<Timestamp> {
+        let since = self.success.map_or(began, |success| success.max(began));
+        if let Some(due) = self.due.as_ref().filter(|due| due.since == since && Arc::ptr_eq(&due.plan, &scheduled.plan)) {
+            return due.at;
+        }
+        let plan = &scheduled.plan;
+        let second = plan.next_after(since).and_then(|first| plan.next_after(first));
+        let at = second.and_then(|second| second.checked_add(scheduled.spec.schedule.timeout.0).ok());
+        self.due = Some(Due { since, plan: Arc::clone(plan), at });
+        at
+    }
 }
 
 /// What a look works with.
@@ -87,7 +117,7 @@ impl Watcher {
             self.awake_since = Some(now);
         }
         self.last_look = Some(now);
-        self.successes.retain(|name, _| watched.monitors.contains_key(name));
+        self.known.retain(|name, _| watched.monitors.contains_key(name));
         let look = Look { services, watched, silences: silences(services, now).await?, now, id: format!("look {now}") };
         let mut moved = self.stalls(&look).await?;
         moved.extend(look.refusals().await?);
@@ -119,31 +149,20 @@ impl Watcher {
         Ok(moved)
     }
 
-    /// The store is asked only where a success is missed, so that a look at a thousand monitors costs next to nothing.
     async fn stall(&mut self, look: &Look<'_>, name: &str, scheduled: &Scheduled, before: &AlertMemory) -> Result<Stall, sqlx::Error> {
-        let (now, store) = (look.now, &look.services.store);
+        let now = look.now;
         let fires = before.state == AlertState::Firing;
-        let began = scheduled.since.max(self.awake_since.unwrap_or(now));
-        let known = |successes: &HashMap<String, i64>| successes.get(name).and_then(|us| Timestamp::from_microsecond(*us).ok());
-        let due = |last: Option<Timestamp>| due(&scheduled.plan, last.map_or(began, |last| last.max(began)), scheduled.spec.schedule.timeout.0);
-        let missed = due(known(&self.successes)).is_some_and(|due| now > due);
+        let since = scheduled.since.max(self.awake_since.unwrap_or(now));
+        let known = self.known.entry(name.to_owned()).or_default();
         let mut doing = Doing::Nothing;
-        if missed || fires {
-            if let Some(us) = store.last_success(name).await? {
-                self.successes.insert(name.to_owned(), us);
-            }
+        if fires || known.due(scheduled, since).is_some_and(|due| now > due) {
+            let last = look.services.store.last_success(name).await?;
+            known.success = last.and_then(|us| Timestamp::from_microsecond(us).ok());
             doing = self::doing(look, name).await?;
         }
-        let last_success = known(&self.successes);
-        let over = last_success.zip(before.firing_since).is_some_and(|(success, began)| success >= began);
-        Ok(Stall { now, since: began, last_success, due: due(last_success), fires: fires && !over, doing })
+        let over = known.success.zip(before.firing_since).is_some_and(|(success, began)| success >= began);
+        Ok(Stall { now, since, last_success: known.success, due: known.due(scheduled, since), fires: fires && !over, doing })
     }
-}
-
-/// Two more slots, and the time that a run may take: a long run that is under way is none that is missed.
-fn due(plan: &Plan, since: Timestamp, timeout: Duration) -> Option<Timestamp> {
-    let second = plan.next_after(plan.next_after(since)?)?;
-    second.checked_add(timeout).ok()
 }
 
 async fn doing(look: &Look<'_>, name: &str) -> Result<Doing, sqlx::Error> {

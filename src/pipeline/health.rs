@@ -33,7 +33,7 @@ pub(super) async fn health(
     let (dead_rows_new, dead_rows) = store.dead_rows(name, now_us - DAY_US).await?;
     let time = |us: i64| Timestamp::from_microsecond(us).ok();
     let delay_us = i64::try_from(period.as_micros()).unwrap_or(i64::MAX).saturating_mul(2);
-    let coverage = store.coverage(name, now_us - DAY_US, now_us.saturating_sub(delay_us)).await?;
+    let coverage = store.coverage(name, (now_us - DAY_US, i64::MAX), now_us.saturating_sub(delay_us)).await?;
     let oldest = store.oldest_waiting(name).await?.and_then(|(item_id, us, waiting)| Some(Oldest { item_id, since: time(us)?, waiting }));
     Ok(Health {
         now,

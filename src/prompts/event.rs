@@ -86,6 +86,7 @@ impl Event {
             labels: BTreeMap::from([("langfuse".to_owned(), connection.to_owned())]),
             worst: Vec::new(),
             history: Vec::new(),
+            lines: Vec::new(),
         }
     }
 

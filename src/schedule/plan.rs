@@ -71,7 +71,7 @@ pub struct ScheduleFault {
     pub message: String,
 }
 
-fn fault(key: &'static str, message: impl Into<String>) -> ScheduleFault {
+pub(super) fn fault(key: &'static str, message: impl Into<String>) -> ScheduleFault {
     ScheduleFault { key, message: message.into() }
 }
 

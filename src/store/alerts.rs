@@ -83,7 +83,7 @@ fn in_slice(scores: &str, slice: u8) -> String {
 }
 
 /// Of a score: made neither by a release check nor by a backfill ([`Trigger::speaks`](crate::model::Trigger::speaks)).
-const SPEAKS: &str = "NOT EXISTS (SELECT 1 FROM runs WHERE runs.id = scores.run_id AND runs.trigger IN ('gate', 'backfill'))";
+pub(super) const SPEAKS: &str = "NOT EXISTS (SELECT 1 FROM runs WHERE runs.id = scores.run_id AND runs.trigger IN ('gate', 'backfill'))";
 
 impl Store {
     /// What lies in a window of one metric's judgements (of all metrics without a name). What failed as a whole, under the

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::{QueryBuilder, SqliteConnection};
 
 use super::{
-    AlertRow, DrawBatch, FinishedRun, NewItem, NewNotice, RunRow, anchors, experiments, gateway, groups, outbox,
+    AlertRow, DrawBatch, FinishedRun, NewItem, NewNotice, RunRow, anchors, digest, experiments, gateway, groups, outbox,
     outcomes::{self, hex},
     prompts, retention, silences,
     writer::{Reply, Request, Write},
@@ -73,6 +73,7 @@ pub(super) async fn apply(db: &mut SqliteConnection, names: &mut Names, batch: &
             }
             Write::Grouped(grouped) => experiments::apply(db, grouped).await?,
             Write::Prompt(write) => prompts::apply(db, write).await?,
+            Write::Digest(write) => digest::apply(db, write).await?,
             Write::Silence(write) => silences::apply(db, write).await?,
             Write::Anchors(write) => anchors::apply(db, names, write).await?,
             Write::Retain(retention) => retention::retain(db, retention).await?,

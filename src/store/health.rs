@@ -11,11 +11,11 @@ use crate::model::Coverage;
 type Result<T> = std::result::Result<T, sqlx::Error>;
 
 impl Store {
-    /// What became of the items drawn since an instant. Those that have waited since `usual_us` or less count nowhere.
+    /// What became of the items drawn in `[since, until)`. Those that have waited only since `usual_us` count nowhere.
     ///
     /// # Errors
     /// The database's.
-    pub async fn coverage(&self, monitor: &str, since_us: i64, usual_us: i64) -> Result<Coverage> {
+    pub async fn coverage(&self, monitor: &str, (since_us, until_us): (i64, i64), usual_us: i64) -> Result<Coverage> {
         // An item that was decided before the draw has neither a judgement nor a wait behind it.
         let text = format!(
             "SELECT coalesce(sum(d = 'judged'), 0) AS judged, coalesce(sum(d = 'failed'), 0) AS failed, coalesce(sum(d = 'deferred'), 0) AS deferred,
@@ -30,9 +30,9 @@ impl Store {
                     WHEN i.decision = 'failed' THEN 'failed'
                     ELSE 'judged' END AS d
                 FROM items i INDEXED BY items_by_time LEFT JOIN pending p ON p.item = i.id
-                WHERE i.monitor = {MONITOR} AND i.seen_us >= $2 AND i.decision NOT IN ('filtered', 'sampled_out'))"
+                WHERE i.monitor = {MONITOR} AND i.seen_us >= $2 AND i.seen_us < $4 AND i.decision NOT IN ('filtered', 'sampled_out'))"
         );
-        let row = sqlx::query(sql(text)).bind(monitor).bind(since_us).bind(usual_us).fetch_one(&self.read).await?;
+        let row = sqlx::query(sql(text)).bind(monitor).bind(since_us).bind(usual_us).bind(until_us).fetch_one(&self.read).await?;
         let count = |name: &str| -> Result<u64> { Ok(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or(0)) };
         Ok(Coverage { judged: count("judged")?, failed: count("failed")?, deferred: count("deferred")?, waiting: count("waiting")? })
     }

@@ -15,6 +15,7 @@
 mod alerts;
 mod anchors;
 mod apply;
+mod digest;
 mod experiments;
 mod gateway;
 mod groups;
@@ -43,6 +44,7 @@ use tokio::sync::watch;
 
 pub use alerts::{Since, Slice, ValueSeen};
 pub use anchors::AnchorRow;
+pub use digest::NewDigest;
 pub use gateway::{CachedRow, CallRow, UsageRow};
 pub use history::Version;
 use lookup::Lookup;

@@ -57,6 +57,8 @@ pub(super) async fn retain(db: &mut SqliteConnection, retention: &Retention) -> 
     let sql = "DELETE FROM alert_groups WHERE id IN (SELECT g.id FROM alert_groups g WHERE g.due_us < $1 AND g.members = '[]'
         AND NOT EXISTS (SELECT 1 FROM notices n WHERE n.grp = g.id) LIMIT $2)";
     gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
+    let sql = "DELETE FROM digests WHERE at_us < $1";
+    gone += sqlx::query(sql).bind(retention.runs_before_us).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM silences WHERE id IN (SELECT id FROM silences WHERE ends_us < $1 LIMIT $2)";
     gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM bodies WHERE id IN (SELECT id FROM bodies b WHERE NOT EXISTS (SELECT 1 FROM outbox o WHERE o.body = b.id) LIMIT $1)";

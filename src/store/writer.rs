@@ -6,7 +6,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOp
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    DrawBatch, FinishedRun, GroupTold, Health, ItemOutcome, MovedAlerts, Retention, RunRow, SentBatch,
+    DrawBatch, FinishedRun, GroupTold, Health, ItemOutcome, MovedAlerts, NewDigest, Retention, RunRow, SentBatch,
     anchors::AnchorsWrite,
     apply::{self, Names},
     experiments::Grouped,
@@ -51,6 +51,7 @@ pub(super) enum Write {
     Told(GroupTold),
     Gateway(GatewayWrite),
     Prompt(PromptWrite),
+    Digest(Box<NewDigest>),
     Silence(SilenceWrite),
     Anchors(AnchorsWrite),
     Grouped(Grouped),
@@ -74,6 +75,7 @@ impl Write {
             | Self::Told(_)
             | Self::Outbox(_)
             | Self::Prompt(_)
+            | Self::Digest(_)
             | Self::Silence(_)
             | Self::Anchors(_)
             | Self::Grouped(_)

@@ -22,6 +22,7 @@ mod backfill;
 mod build;
 mod calibrate;
 mod cli;
+mod digest;
 mod dimensions;
 mod draw;
 mod evaluate;
@@ -53,6 +54,7 @@ mod site;
 mod slack_source;
 mod sql;
 mod switch;
+mod usertests;
 mod watch;
 mod world;
 

@@ -144,6 +144,7 @@ impl Story {
             labels: BTreeMap::new(),
             worst: Vec::new(),
             history: Vec::new(),
+            lines: Vec::new(),
         }
     }
 

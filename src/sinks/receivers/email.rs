@@ -151,7 +151,7 @@ fn body(news: &News) -> String {
 
 fn facts(event: &AlertEvent) -> Vec<String> {
     if event.kind == AlertEventKind::Notice {
-        return Vec::new();
+        return event.lines.iter().flat_map(|part| part.lines()).map(|line| one_line(line, TEXT)).collect();
     }
     let mut facts = vec![format!("condition: {}", one_line(&event.condition, TEXT))];
     if let Some(value) = event.value {

@@ -56,6 +56,7 @@ fn annotations(event: &AlertEvent) -> BTreeMap<String, String> {
         ("window", event.window.clone().unwrap_or_default()),
         ("run", event.run_id.clone()),
         ("worst", worst),
+        ("details", event.lines.iter().map(|part| one_line(part, TEXT)).collect::<Vec<_>>().join("\n")),
     ];
     all.into_iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name.to_owned(), text)).collect()
 }
@@ -118,5 +119,6 @@ fn example(kind: AlertEventKind) -> AlertEvent {
         labels: BTreeMap::from([("team-name".to_owned(), "support".to_owned()), ("2nd".to_owned(), "x".to_owned()), ("none".to_owned(), String::new())]),
         worst: vec![WorstItem { item_id: "t-1".to_owned(), value: 0.1, reason: "rude".to_owned(), url: Some("https://lf/t-1".to_owned()) }],
         history: vec![0.9, 0.8, 0.6],
+        lines: Vec::new(),
     }
 }

@@ -9,6 +9,7 @@
 //! control, which counts `chat.postMessage` by workspace although Slack counts it by channel, and waits without a bound.
 
 mod client;
+mod lines;
 mod pace;
 mod pages;
 mod render;

@@ -34,7 +34,8 @@ const WORST: usize = 3;
 /// An event that stands by itself: what is posted to the channel, and what an edit turns it into.
 pub(super) fn message(event: &AlertEvent) -> Vec<SlackBlock> {
     if event.kind == AlertEventKind::Notice {
-        return vec![header(event), section(sentence(event)), context(event)];
+        let parts = super::lines::parts(&event.lines);
+        return [header(event), section(sentence(event))].into_iter().chain(parts).chain([context(event)]).collect();
     }
     let mut blocks = vec![header(event), section(sentence(event)), fields(event)];
     blocks.extend(spark(&event.history).map(section));
@@ -73,7 +74,7 @@ pub(super) fn line(event: &AlertEvent) -> String {
 #[must_use]
 pub fn plain(event: &AlertEvent) -> String {
     if event.kind == AlertEventKind::Notice {
-        return one_line(&event.summary, 4_000);
+        return one_line(&[&event.summary].into_iter().chain(&event.lines).map(String::as_str).collect::<Vec<_>>().join("; "), 4_000);
     }
     let mut line = format!("{} {}/{} ({}): {}", word(event).to_lowercase(), event.monitor, event.alert, event.severity.as_str(), event.summary);
     if event.kind == AlertEventKind::Resolved {
@@ -300,6 +301,7 @@ pub(super) mod tests {
                 WorstItem { item_id: "t-2".into(), value: 0.25, reason: String::new(), url: None },
             ],
             history: vec![0.9, 0.91, 0.88, 0.75, 0.71],
+            lines: Vec::new(),
         }
     }
 
