@@ -26,6 +26,8 @@
 //! - An item has one row in the ledger. It is drawn or not drawn once; a crash or a deferral never draws anew, only content that
 //!   changed does, where `rejudge` asks for it. What fails before the draw (a filter that does not fit) waits and takes part in a
 //!   later one.
+//! - Only runs that speak for today ([`model::Trigger::speaks`]) are looked at by alerts; a backfill leaves nothing in the ledger that
+//!   such a run would take for its own.
 //! - What waits is published as the run that took it was asked to, whichever run judges it.
 //! - A paid answer is on disk (`synchronous=FULL`) before its item counts as judged, and before anything is sent.
 //! - A failed judgement is an outcome with a reason, never a number.

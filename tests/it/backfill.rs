@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::{
-    build::{judge, langfuse, quick, with},
+    build::{judge, langfuse, with},
     site::Site,
 };
 
@@ -202,9 +202,10 @@ async fn a_live_run_is_served_while_the_daemon_judges_the_past() {
     site.settings["concurrency"] = json!({ "judge_calls": 1 });
     site.save();
     answers(&site, OLD);
-    site.monitor("m", &quick());
+    let seldom = with(langfuse(), json!({ "schedule": { "every": "1000h" }, "source": { "settle": "0s" } }));
+    site.monitor("m", &seldom);
     site.once("m").await;
-    site.monitor("m", &with(quick(), asks("Is it any good?")));
+    site.monitor("m", &with(seldom, asks("Is it any good?")));
     site.world.llm.faults.latency(Duration::from_millis(25));
     let daemon = site.daemon().await;
     let window = hours(4);
@@ -213,8 +214,13 @@ async fn a_live_run_is_served_while_the_daemon_judges_the_past() {
     let refused = site.run(&asked(&window, &[])).await.expect(1).said();
     assert!(refused.contains("has a backfill under way"), "{refused}");
     site.world.langfuse.add_many("new", 15, SignedDuration::from_secs(20), SignedDuration::from_secs(10));
-    site.until("the new answers to be scored", |world| world.langfuse.scores().keys().filter(|(trace, _)| trace.starts_with("new")).count() == 15).await;
+    assert_eq!(site.once("m").await["counts"]["scored"], 15);
     assert!(behind.runs() && site.world.llm.answered() < 2 * OLD, "the past was done before the present");
+    let asked_for: Vec<bool> = site.world.llm.prompts().iter().map(|prompt| prompt.contains("new0")).collect();
+    let first = asked_for.iter().position(|new| *new).unwrap();
+    let last = asked_for.iter().rposition(|new| *new).unwrap();
+    let old = asked_for[first..last].iter().filter(|new| !**new).count();
+    assert!(old <= 6, "{old} answers of the past were judged before 15 of today");
     // Whoever waits for it no longer ends it; begun again it goes on.
     behind.kill9().await;
     site.wait("the backfill to end", || async { site.log().contains("begun again") || site.metric("assayd_runs_total", &[("status", "partial")]).await > 0.0 })

@@ -142,7 +142,8 @@ async fn stretches<'a>(books: &'a Books<'a>, task: &Task, window: Window, look: 
                 books.would_judge(&candidate.into_drawn(0), |judge| missing.contains(&judge.name));
             }
         } else if let Some((why, at)) = judge_all(books, task, taken, &mut pace).await? {
-            if let Some(report) = &mut books.tally().backfill {
+            // Asked to stop when all was done, it is done.
+            if let (Some(at), Some(report)) = (at.or(next), &mut books.tally().backfill) {
                 (report.stopped, report.goes_on_at) = (Some(why), Some(at));
             }
             return Ok(());
@@ -175,8 +176,8 @@ impl Pace {
     }
 }
 
-/// Judges them, oldest first. Why no further ones were begun, and the time of the oldest that was not judged.
-async fn judge_all<'a>(books: &'a Books<'a>, task: &Task, taken: Vec<Taken>, pace: &mut Pace) -> Result<Option<(String, Timestamp)>, Stopped> {
+/// Judges them, oldest first. Why no further ones were begun, and the time of the oldest that was not judged, where one was not.
+async fn judge_all<'a>(books: &'a Books<'a>, task: &Task, taken: Vec<Taken>, pace: &mut Pace) -> Result<Option<(String, Option<Timestamp>)>, Stopped> {
     let mut stop = task.stop.clone();
     let mut waiting = taken.into_iter();
     let (mut stopped, mut oldest): (Option<String>, Option<i64>) = (None, None);
@@ -208,7 +209,7 @@ async fn judge_all<'a>(books: &'a Books<'a>, task: &Task, taken: Vec<Taken>, pac
     }
     let left = waiting.map(|item| item.candidate.item_us).min();
     let at = [oldest, left].into_iter().flatten().min().and_then(|us| Timestamp::from_microsecond(us).ok());
-    Ok(stopped.map(|why| (why, at.unwrap_or_else(|| window(books).to))))
+    Ok(stopped.map(|why| (why, at)))
 }
 
 /// One item. Why it waits, where it does, and its time: nothing of it is decided then.
