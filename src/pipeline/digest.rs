@@ -36,12 +36,16 @@ impl Digests {
         if self.done.as_ref() == Some(&date) {
             return Ok(false);
         }
-        let sent = services.store.digest_day().await?.is_some_and(|last| last >= date) || !self.send(services, monitors, day, &date).await?;
+        let earlier = services.store.digest_day().await?.is_some_and(|last| last >= date);
+        let made = !earlier && self.send(services, monitors, day, &date).await?;
         self.done = Some(date);
-        services.outbox.send_replace(());
-        Ok(!sent)
+        if made {
+            services.outbox.send_replace(());
+        }
+        Ok(made)
     }
 
+    /// False where another has.
     async fn send(&self, services: &Services, monitors: &[String], day: Day, date: &str) -> Result<bool, LookError> {
         let mut days = Vec::with_capacity(monitors.len());
         for monitor in monitors {

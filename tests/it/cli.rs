@@ -322,7 +322,7 @@ fn shipped() -> Vec<PathBuf> {
             let name = entry.file_name().to_string_lossy().into_owned();
             if path.is_dir() {
                 walk(&path, found);
-            } else if name.ends_with(".yaml") && !name.starts_with(['_', '.']) {
+            } else if name.ends_with(".yaml") && !name.ends_with(".test.yaml") && !name.starts_with(['_', '.']) {
                 found.push(path);
             }
         }
