@@ -77,7 +77,7 @@ mod tests {
         assert!(went(&[], &[begin.clone(), end.clone()], 30));
         assert!(!went(&[], &[begin.clone(), end.clone()], 10), "it lasted longer: somebody was just not reached");
         assert!(!went(&[], &[begin.clone(), end.clone()], 0), "a group that waits for nothing hides nothing");
-        assert!(!went(&[], &[begin.clone()], 30) && !went(&[], &[begin.clone(), end.clone(), event("b", Firing, 5)], 30));
+        assert!(!went(&[], std::slice::from_ref(&begin), 30) && !went(&[], &[begin.clone(), end.clone(), event("b", Firing, 5)], 30));
         assert!(!went(std::slice::from_ref(&begin), std::slice::from_ref(&end), 30), "people know of it");
         assert!(!went(&[], &[event("n", Notice, 0)], 30));
     }

@@ -262,6 +262,20 @@ for message in json.load(sys.stdin):
 print(count)
 "#;
 
+/// The texts in which Slack obeys what stands in angle brackets.
+fn obeyed(message: &Value) -> Vec<String> {
+    fn collect(value: &Value, into: &mut Vec<String>) {
+        if value["type"] == "mrkdwn" {
+            into.extend(value["text"].as_str().map(str::to_owned));
+        }
+        value.as_object().into_iter().flat_map(|map| map.values()).for_each(|value| collect(value, into));
+        value.as_array().into_iter().flatten().for_each(|value| collect(value, into));
+    }
+    let mut texts = vec![message["text"].as_str().unwrap().to_owned()];
+    collect(&message["blocks"], &mut texts);
+    texts
+}
+
 /// Every payload that a world's Slack was sent.
 fn payloads(world: &World) -> Vec<Value> {
     [world.slack.messages(), world.slack.replies(), world.slack.updates()].concat()
@@ -287,7 +301,9 @@ async fn slacks_own_sdk_takes_every_payload_whatever_a_trace_says() {
     }
     let sent = payloads(&site.world);
     assert!(sent.len() > 6, "beginning and end of one, and pages of many: {}", sent.len());
-    assert!(!serde_json::to_string(&sent).unwrap().contains("<!channel>"));
+    for text in sent.iter().flat_map(obeyed) {
+        assert!(!text.contains("<!channel>") && !text.contains('\u{202e}') && !text.contains('`'), "{text}");
+    }
     let mut child =
         tokio::process::Command::new(&python).args(["-c", SLACK_SDK]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(serde_json::to_string(&sent).unwrap().as_bytes()).await.unwrap();

@@ -15,6 +15,8 @@ use crate::{
 async fn site() -> Site {
     let mut site = Site::new().await;
     site.settings["notify"] = json!([{ "slack": "#llm-ops" }]);
+    // Each alert by itself.
+    site.settings["group_by"] = json!(["..."]);
     site.settings["retry"] = json!({ "attempts": 1, "max_elapsed": "5s" });
     site.save();
     site
