@@ -43,6 +43,8 @@
 //! - A run's scores are evidence once: an alert's memory is written in the transaction that ends the run, with the run's id.
 //! - What has to be seen though no run ends (a monitor that is stalled, a refused file) is evaluated between runs, by the one task
 //!   that moves those alerts.
+//! - What happened to an alert is in the store, by the group that it is told with, before anybody is told; how far telling came is
+//!   kept before and after each message, so that a kill loses none, and what may have been taken is looked for before it is said again.
 //! - Only [`daemon::supervisor`] begins tasks, only [`schedule::clock`] reads the wall clock for decisions.
 //!
 //! # Two schedulers, and why
