@@ -172,6 +172,12 @@ impl AlertMemory {
         let firing = self.state == AlertState::Firing;
         self.evidence.as_ref().is_some_and(|gathered| gathered.shown(firing).in_doubt)
     }
+
+    /// The slot of the run whose scores were gathered last, in seconds.
+    #[must_use]
+    pub fn gathered_at(&self) -> Option<i64> {
+        self.evidence.as_ref().and_then(|gathered| gathered.last_at)
+    }
 }
 
 /// One evaluation of an alert with `confidence`: counts the run's scores (in [0, 1], in stored order), once, and lets

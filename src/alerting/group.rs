@@ -19,6 +19,14 @@ pub fn stand(known: &[AlertEvent], changes: &[AlertEvent]) -> Vec<AlertEvent> {
     members
 }
 
+/// Whether something begins that is worse than all that people know to fire.
+#[must_use]
+pub fn louder(known: &[AlertEvent], changes: &[AlertEvent]) -> bool {
+    let fires = known.iter().filter(|event| event.kind != AlertEventKind::Resolved);
+    let worst = fires.map(|event| event.severity).min();
+    changes.iter().any(|event| event.kind == AlertEventKind::Firing && worst.is_none_or(|worst| event.severity < worst))
+}
+
 /// Whether all that happened was over within the time that the group waits anyway, so that there is nothing to tell.
 #[must_use]
 pub fn came_and_went(known: &[AlertEvent], changes: &[AlertEvent], patience: Duration) -> bool {
@@ -80,6 +88,14 @@ mod tests {
         assert!(!went(&[], std::slice::from_ref(&begin), 30) && !went(&[], &[begin.clone(), end.clone(), event("b", Firing, 5)], 30));
         assert!(!went(std::slice::from_ref(&begin), std::slice::from_ref(&end), 30), "people know of it");
         assert!(!went(&[], &[event("n", Notice, 0)], 30));
+    }
+
+    #[test]
+    fn what_is_worse_than_all_that_fires_is_louder() {
+        let of = |severity| AlertEvent { severity, ..event("a", Firing, 0) };
+        assert!(louder(&[of(Severity::Warning)], &[of(Severity::Critical)]) && louder(&[], &[of(Severity::Info)]));
+        assert!(!louder(&[of(Severity::Warning)], &[of(Severity::Warning)]) && !louder(&[of(Severity::Critical)], &[of(Severity::Info)]));
+        assert!(louder(&[AlertEvent { kind: Resolved, ..of(Severity::Critical) }], &[of(Severity::Info)]), "what is over is not heard");
     }
 
     fn kind() -> impl Strategy<Value = AlertEventKind> {

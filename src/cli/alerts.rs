@@ -70,7 +70,15 @@ async fn told(couriers: &Couriers, route: Route) -> Result<bool, Failure> {
     for (n, kind) in [AlertEventKind::Firing, AlertEventKind::Resolved].into_iter().enumerate() {
         let event = sample(kind);
         let id = format!("{}-{}-{n}", group.key, uuid::Uuid::now_v7());
-        let news = News { id, key: group.key.clone(), labels: group.labels.clone(), members: vec![event.clone()], changes: vec![event], first: n == 0 };
+        let news = News {
+            id,
+            key: group.key.clone(),
+            labels: group.labels.clone(),
+            members: vec![event.clone()],
+            changes: vec![event],
+            first: n == 0,
+            louder: n == 0,
+        };
         so_far = SoFar { thread: so_far.thread, ..SoFar::default() };
         match notifier.notify(&news, &group.route.target, &mut so_far).await {
             Ok(()) => {}

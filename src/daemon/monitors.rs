@@ -1,7 +1,7 @@
 //! The monitors of a running daemon: which there are, which run, what a slot or a reload does to them.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -84,6 +84,21 @@ pub(super) struct Monitors {
     queues: mpsc::UnboundedSender<String>,
     between: Between,
     faults: Vec<String>,
+    /// The alerts of monitors that went while nobody was here were ended.
+    cleaned: bool,
+}
+
+/// Why alerts end that nothing else would end.
+const REMOVED: &str = "the monitor was removed";
+const DISABLED: &str = "the monitor was disabled";
+
+/// `gone`: no file has the monitor any more.
+async fn end_alerts(world: &World, turn: &Turn, monitor: &str, why: &str, gone: bool) {
+    let _turn = turn.lock().await;
+    if let Err(error) = pipeline::end_alerts(&world.services, monitor, why, gone).await {
+        tracing::warn!(monitor, error = %format!("{error:#}"), "the alerts of a monitor that runs no longer could not be ended");
+    }
+    tell_states(&world.services, monitor).await;
 }
 
 /// The monitor, built once; its queues that nobody serves yet are handed over.
@@ -146,6 +161,7 @@ impl Monitors {
             queues,
             between,
             faults: Vec::new(),
+            cleaned: false,
         }
     }
 
@@ -183,7 +199,6 @@ impl Monitors {
                 self.start_run(&spec.name, What::Slot(now, Trigger::Start), None);
             }
         }
-        self.end_alerts_of_the_gone().await?;
         // Queues that hold rows of an earlier process get their couriers now, not at the next run.
         for stranded in serve_waiting(&self.world, &self.publishers(), &self.queues).await? {
             tracing::error!(
@@ -208,31 +223,31 @@ impl Monitors {
         }
     }
 
-    /// Of monitors that were removed or disabled while nobody was here. While a file is refused nobody knows what it holds.
-    async fn end_alerts_of_the_gone(&mut self) -> anyhow::Result<()> {
-        if !self.faults.is_empty() {
-            return Ok(());
+    /// Of monitors that were removed or disabled while nobody was here: once, as soon as all files are read. While one is refused
+    /// nobody knows what it holds.
+    fn end_alerts_of_the_gone(&mut self, loaded: &Loaded) {
+        if self.cleaned || !loaded.faults.is_empty() || !loaded.broken.is_empty() {
+            return;
         }
-        for name in self.world.services.store.alerted_monitors(FILE_REFUSED.name).await? {
-            match self.active.get(name.as_str()) {
-                Some(active) if active.spec.enabled => {}
-                Some(_) => self.end_alerts(&name, "the monitor was disabled", false),
-                None => self.end_alerts(&name, "the monitor was removed", true),
+        self.cleaned = true;
+        let enabled: HashMap<String, bool> = self.active.values().map(|active| (active.spec.name.clone(), active.spec.enabled)).collect();
+        let (world, turn) = (Arc::clone(&self.world), Arc::clone(&self.between.turn));
+        self.errands.spawn("alerts", async move {
+            let alerted = world.services.store.alerted_monitors(FILE_REFUSED.name).await;
+            for name in alerted.inspect_err(|error| tracing::warn!(%error, "old alerts could not be looked for")).unwrap_or_default() {
+                match enabled.get(&name) {
+                    Some(true) => {}
+                    Some(false) => end_alerts(&world, &turn, &name, DISABLED, false).await,
+                    None => end_alerts(&world, &turn, &name, REMOVED, true).await,
+                }
             }
-        }
-        Ok(())
+        });
     }
 
     /// Nothing else would ever end what fires of a monitor that runs no longer.
     fn end_alerts(&mut self, monitor: &str, why: &'static str, gone: bool) {
         let (world, monitor, turn) = (Arc::clone(&self.world), monitor.to_owned(), Arc::clone(&self.between.turn));
-        self.errands.spawn("alerts", async move {
-            let _turn = turn.lock().await;
-            if let Err(error) = pipeline::end_alerts(&world.services, &monitor, why, gone).await {
-                tracing::warn!(monitor, error = %format!("{error:#}"), "the alerts of a monitor that runs no longer could not be ended");
-            }
-            tell_states(&world.services, &monitor).await;
-        });
+        self.errands.spawn("alerts", async move { end_alerts(&world, &turn, &monitor, why, gone).await });
     }
 
     /// Tells the watcher outside, where there is one, that work begins.
@@ -422,6 +437,12 @@ impl Monitors {
 
     pub fn ended(&mut self, ended: Ended) {
         self.busy.remove(ended.name.as_str());
+        // What the run made of its alerts nothing would end.
+        match self.active.get(ended.name.as_str()) {
+            Some(active) if active.spec.enabled => {}
+            Some(_) => self.end_alerts(&ended.name, DISABLED, false),
+            None => self.end_alerts(&ended.name, REMOVED, true),
+        }
         self.fill_places();
     }
 
@@ -436,18 +457,22 @@ impl Monitors {
         for act in acts {
             match act {
                 Change::Added(spec) | Change::Changed(spec) => {
-                    if !spec.enabled {
-                        self.end_alerts(&spec.name, "the monitor was disabled", false);
+                    // While a run is under way they are ended by its end.
+                    if !spec.enabled && !self.busy.contains(spec.name.as_str()) {
+                        self.end_alerts(&spec.name, DISABLED, false);
                     }
                     self.set(spec, now);
                 }
                 Change::Removed(name) => {
                     self.queue.remove(&name);
                     self.active.remove(name.as_str());
-                    self.end_alerts(&name, "the monitor was removed", true);
+                    if !self.busy.contains(name.as_str()) {
+                        self.end_alerts(&name, REMOVED, true);
+                    }
                 }
             }
         }
+        self.end_alerts_of_the_gone(loaded);
         self.world.prompts.set_uses(wire::uses(self.active.values().map(|active| &active.spec)));
         let disabled = self.active.values().filter(|active| !active.spec.enabled).count();
         telemetry::monitors("active", self.active.len() - disabled);

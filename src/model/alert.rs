@@ -37,7 +37,8 @@ impl AlertState {
     }
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+/// In order: the worst is the least.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     Critical,
@@ -114,6 +115,8 @@ pub struct News {
     pub members: Vec<AlertEvent>,
     /// People know of nothing in this group yet.
     pub first: bool,
+    /// Something begins that is worse than all that they know to fire.
+    pub louder: bool,
 }
 
 impl News {

@@ -288,16 +288,17 @@ impl Moved {
     pub(super) async fn tell(&mut self, services: &Services, event: AlertEvent, notify: &[NotifyTarget]) -> Result<(), sqlx::Error> {
         let told = match event.kind {
             // Whoever was told of the beginning, whatever the settings have come to say since.
-            AlertEventKind::Resolved => services.store.told(&event.fingerprint).await?.into_iter().map(|(group, _)| group).collect(),
+            AlertEventKind::Resolved => services.store.told(&event.fingerprint).await?,
             _ => Vec::new(),
         };
-        let groups = if told.is_empty() {
+        if told.is_empty() {
             let labels = labels(&event.labels, &event.monitor, &event.alert, event.severity, event.metric.as_deref());
-            services.routing.groups(notify, &labels)
-        } else {
-            told
-        };
-        self.notices.extend(groups.into_iter().map(|group| NewNotice { group, event: event.clone() }));
+            let groups = services.routing.groups(notify, &labels);
+            self.notices.extend(groups.into_iter().map(|group| NewNotice { group, event: event.clone() }));
+        }
+        // What tells it from other alerts is what it was when it was told.
+        let as_told = |told: AlertEvent| AlertEvent { labels: told.labels, severity: told.severity, metric: told.metric, ..event.clone() };
+        self.notices.extend(told.into_iter().map(|(group, told)| NewNotice { group, event: as_told(told) }));
         Ok(())
     }
 

@@ -297,7 +297,7 @@ mod tests {
             for now in from..=minute {
                 *self.clock.0.lock().unwrap() = now;
                 self.watcher.look(&self.services, &self.watched).await.unwrap();
-                for group in self.services.store.due_groups(i64::MAX, 9).await.unwrap() {
+                for group in self.services.store.due_groups(i64::MAX, &BTreeSet::new(), 9).await.unwrap() {
                     let events = group.waiting.iter().map(|(_, event)| event.clone().unwrap());
                     told.extend(events.map(|event| format!("{now} {:?}: {}", event.kind, event.summary)));
                     let notices = group.waiting.iter().map(|(id, _)| *id).collect();

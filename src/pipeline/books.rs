@@ -16,6 +16,7 @@ use super::{
     run::{Order, Progress, Stopped},
 };
 use crate::{
+    alerting::AlertMemory,
     metrics::{Gives, Price},
     model::{
         BackfillReport, BodyKey, CostBy, Decision, GateReport, Item, ItemCounts, ItemKey, MetricSummary, Outcome, RunReport, RunStatus, Trace, Wait,
@@ -177,7 +178,12 @@ impl<'a> Books<'a> {
             return Ok(1);
         }
         let memories = super::alerts::memories(self.services, &self.monitor.spec.name).await?;
-        let in_doubt = wanted.into_iter().filter(|(alert, _)| memories.iter().any(|(name, memory)| alertname(name) == alert.name && memory.in_doubt()));
+        let in_doubt = wanted.into_iter().filter(|(alert, _)| {
+            let of = || memories.iter().filter(|(name, _)| alertname(name) == alert.name).map(|(_, memory)| memory);
+            // Of a value that no longer comes no item can be drawn, however unsure it was left.
+            let newest = of().filter_map(AlertMemory::gathered_at).max();
+            of().any(|memory| memory.in_doubt() && memory.gathered_at() == newest)
+        });
         Ok(in_doubt.map(|(_, boost)| boost).max().unwrap_or(1))
     }
 

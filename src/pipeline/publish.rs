@@ -26,6 +26,8 @@ const REFUSED: Duration = Duration::from_secs(60);
 const GIVE_UP_US: i64 = 7 * 24 * 3600 * 1_000_000;
 /// And at least this often: a week in which nobody tried says nothing of a row.
 const REFUSALS: u32 = 10;
+/// For messages to people, at the end of a process.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// Rows gathered for this long share a request.
 const LINGER: Duration = Duration::from_millis(100);
 
@@ -139,8 +141,13 @@ impl Couriers {
         let deadline_us = services.now_us().saturating_add(i64::try_from(patience.as_micros()).unwrap_or(i64::MAX));
         let scores =
             self.queues().into_iter().map(|queue| async move { while self.once_more(services, self.round(services, &queue).await, deadline_us).await {} });
-        let people = async { while self.once_more(services, self.tell_due(services).await, deadline_us).await {} };
-        tokio::join!(futures_util::future::join_all(scores), people);
+        // Receivers may be slow and many: what is not told by then is told by the next process.
+        let people =
+            tokio::time::timeout(patience.max(LAST_WORDS), async { while self.once_more(services, self.tell_due(services).await, deadline_us).await {} });
+        let (_, told) = tokio::join!(futures_util::future::join_all(scores), people);
+        if told.is_err() {
+            tracing::warn!("messages to people are left to the next process");
+        }
     }
 
     /// Whether another round before the deadline can do anything; waits until it can.

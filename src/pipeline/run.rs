@@ -112,6 +112,9 @@ async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Resu
     if matches!(worked, Err(Stopped::Closed(_))) {
         return Err(Closed);
     }
+    if worked.is_ok() {
+        held_against_anchors(&books, timeout.0.saturating_sub(since.elapsed())).await?;
+    }
     let mut report = books.report(worked.err(), started);
     if order.dry_run {
         report.would = books.would().await.ok();
@@ -142,7 +145,7 @@ async fn run_once(monitor: &Monitor, services: &Services, order: &Order) -> Resu
     Ok(report)
 }
 
-/// The pipeline. Anchors come last: what a budget leaves is the items' first.
+/// The pipeline.
 async fn work<'a>(books: &'a Books<'a>) -> Result<(), Stopped> {
     if let Some(gate) = &books.order.gate {
         let found = gate::gate(books, gate).await?;
@@ -152,15 +155,33 @@ async fn work<'a>(books: &'a Books<'a>) -> Result<(), Stopped> {
     if let Some(task) = &books.order.backfill {
         return backfill::backfill(books, task).await;
     }
-    items(books).await?;
-    anchors::judge(books).await
+    items(books).await
+}
+
+/// Asks judges about their anchors, after the items: what a budget and the time leave is the items' first. What does not come to an
+/// end is left out of this run, and makes no failure of it.
+async fn held_against_anchors(books: &Books<'_>, left: std::time::Duration) -> Result<(), Closed> {
+    if !books.order.run.trigger.speaks() {
+        return Ok(());
+    }
+    let name = &books.monitor.spec.name;
+    match tokio::time::timeout(left, anchors::judge(books)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(Stopped::Closed(_))) => return Err(Closed),
+        Ok(Err(stopped)) => tracing::warn!(monitor = %name, %stopped, "anchors are left out of this run"),
+        Err(_) => tracing::warn!(monitor = %name, "anchors are left out of this run: its time is over"),
+    }
+    Ok(())
 }
 
 async fn items<'a>(books: &'a Books<'a>) -> Result<(), Stopped> {
     // What an earlier run drew and did not finish, then what waits for another try.
     if !books.order.dry_run {
         leftovers(books, Stage::Drawn, u64::MAX).await?;
-        leftovers(books, Stage::Judged, (books.monitor.spec.source.limit / 2).max(1)).await?;
+        // A release check that was interrupted leaves to runs what is theirs.
+        if books.order.run.trigger.speaks() {
+            leftovers(books, Stage::Judged, (books.monitor.spec.source.limit / 2).max(1)).await?;
+        }
     }
     if books.order.run.drawn {
         return Ok(());

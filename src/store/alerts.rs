@@ -5,7 +5,7 @@ use sqlx::{Row, sqlite::SqliteRow};
 
 use super::{
     Store,
-    read::{MONITOR, sql},
+    read::{MONITOR, SPEAKING, sql},
 };
 use crate::model::{Judged, MeanOf, RunMean, Tally};
 
@@ -253,8 +253,7 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn recent_run_means(&self, monitor: &str, metric: Option<&str>, mean: MeanOf, n: u32, of: Option<&Slice>) -> Result<Vec<RunMean>> {
-        let text =
-            format!("SELECT min(slot_us) FROM (SELECT slot_us FROM runs WHERE monitor = {MONITOR} AND trigger <> 'gate' ORDER BY started_us DESC LIMIT $2)");
+        let text = format!("SELECT min(slot_us) FROM (SELECT slot_us FROM runs WHERE monitor = {MONITOR} AND {SPEAKING} ORDER BY started_us DESC LIMIT $2)");
         let since_us: Option<i64> = sqlx::query_scalar(sql(text)).bind(monitor).bind(n).fetch_one(&self.read).await?;
         self.run_means(monitor, metric, mean, since_us.unwrap_or(0), of).await
     }

@@ -1,5 +1,7 @@
 //! Messages to people, by group: what happened waits as notices, what people know stands in the group.
 
+use std::collections::BTreeSet;
+
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
@@ -8,31 +10,42 @@ use super::{
     read::{Result, sql},
     writer::Write,
 };
-use crate::model::{AlertEvent, Group};
+use crate::model::{AlertEvent, Group, Route};
+
+/// Of group `g`: its receiver is not among those of the first parameter.
+const FREE: &str = "g.route NOT IN (SELECT value FROM json_each($1))";
+
+/// As they stand in the table.
+fn routes(of: &BTreeSet<Route>) -> Result<String> {
+    json(&of.iter().map(json).collect::<Result<Vec<String>>>()?)
+}
 
 /// Of group `g`: something waits to be told.
 const WAITS: &str = "EXISTS (SELECT 1 FROM notices n WHERE n.grp = g.id AND n.state = 0)";
 
 impl Store {
-    /// Who was told that a firing began, with what else, and what.
+    /// Who was told of a firing, in which groups (settings may have changed since it began), and what, last.
     ///
     /// # Errors
     /// The database's; what no longer reads is left out.
     pub async fn told(&self, fingerprint: &str) -> Result<Vec<(Group, AlertEvent)>> {
         let text = "SELECT n.event, g.* FROM notices n JOIN alert_groups g ON g.id = n.grp
-            WHERE n.id IN (SELECT min(id) FROM notices WHERE fingerprint = $1 GROUP BY route) ORDER BY n.id";
+            WHERE n.id IN (SELECT max(id) FROM notices WHERE fingerprint = $1 GROUP BY grp) ORDER BY n.id";
         let rows = sqlx::query(text).bind(fingerprint).fetch_all(&self.read).await?;
         let told = |row: &SqliteRow| Ok(group(row)?.zip(serde_json::from_str(row.try_get("event")?).ok()));
         rows.iter().filter_map(|row| told(row).transpose()).collect()
     }
 
-    /// Groups that may be told something now, the longest due first.
+    /// Groups that may be told something now, the longest due first, at most so many of each receiver, and none of those that are busy.
     ///
     /// # Errors
     /// The database's.
-    pub async fn due_groups(&self, now_us: i64, limit: u32) -> Result<Vec<DueGroup>> {
-        let text = format!("SELECT g.* FROM alert_groups g WHERE g.due_us <= $1 AND {WAITS} ORDER BY g.due_us, g.id LIMIT $2");
-        let rows = sqlx::query(sql(text)).bind(now_us).bind(limit).fetch_all(&self.read).await?;
+    pub async fn due_groups(&self, now_us: i64, busy: &BTreeSet<Route>, each: u32) -> Result<Vec<DueGroup>> {
+        let text = format!(
+            "SELECT * FROM (SELECT g.*, row_number() OVER (PARTITION BY g.route ORDER BY g.due_us, g.id) AS place FROM alert_groups g
+                WHERE g.due_us <= $2 AND {WAITS} AND {FREE}) WHERE place <= $3 ORDER BY due_us, id"
+        );
+        let rows = sqlx::query(sql(text)).bind(routes(busy)?).bind(now_us).bind(each).fetch_all(&self.read).await?;
         let mut due = Vec::with_capacity(rows.len());
         for row in rows {
             let id: i64 = row.try_get("id")?;
@@ -59,12 +72,13 @@ impl Store {
         Ok(rows.into_iter().map(|(id, event)| (id, serde_json::from_str(&event).ok())).collect())
     }
 
-    /// When the next group may be told something.
+    /// When the next group of a receiver that is not busy may be told something.
     ///
     /// # Errors
     /// The database's.
-    pub async fn next_telling_us(&self) -> Result<Option<i64>> {
-        sqlx::query_scalar(sql(format!("SELECT min(g.due_us) FROM alert_groups g WHERE {WAITS}"))).fetch_one(&self.read).await
+    pub async fn next_telling_us(&self, busy: &BTreeSet<Route>) -> Result<Option<i64>> {
+        let text = format!("SELECT min(g.due_us) FROM alert_groups g WHERE {WAITS} AND {FREE}");
+        sqlx::query_scalar(sql(text)).bind(routes(busy)?).fetch_one(&self.read).await
     }
 
     /// How far telling a group has come.
@@ -122,7 +136,11 @@ pub(super) async fn told(db: &mut SqliteConnection, told: &GroupTold) -> Result<
             let sql = "UPDATE alert_groups SET thread = $1, members = $2, told_us = $3 WHERE id = $4";
             sqlx::query(sql).bind(thread).bind(json(members)?).bind(told.at_us).bind(told.group).execute(db).await?;
         }
-        TellingEnd::Dead(error) => close(db, told, 2, Some(error)).await?,
+        TellingEnd::Dead { error, members } => {
+            close(db, told, 2, Some(error)).await?;
+            let sql = "UPDATE alert_groups SET members = $1, thread = CASE WHEN $1 <> '[]' THEN thread END WHERE id = $2";
+            sqlx::query(sql).bind(json(members)?).bind(told.group).execute(db).await?;
+        }
         TellingEnd::Again { failure, told: so_far } => {
             // What happens meanwhile joins a message of which nothing was taken.
             let sql = "UPDATE alert_groups SET attempts = attempts + 1, due_us = $1, error = $2, thread = $3, pages = $4, unsure_us = $5,

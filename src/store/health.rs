@@ -4,7 +4,7 @@ use sqlx::Row;
 
 use super::{
     Store,
-    read::{MONITOR, sql},
+    read::{MONITOR, SPEAKING, sql},
 };
 use crate::model::Coverage;
 
@@ -30,7 +30,8 @@ impl Store {
                     WHEN i.decision = 'failed' THEN 'failed'
                     ELSE 'judged' END AS d
                 FROM items i INDEXED BY items_by_time LEFT JOIN pending p ON p.item = i.id
-                WHERE i.monitor = {MONITOR} AND i.seen_us >= $2 AND i.seen_us < $4 AND i.decision NOT IN ('filtered', 'sampled_out'))"
+                WHERE i.monitor = {MONITOR} AND i.seen_us >= $2 AND i.seen_us < $4 AND i.decision NOT IN ('filtered', 'sampled_out')
+                    AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.id = i.run_id AND r.trigger IN ('gate', 'backfill')))"
         );
         let row = sqlx::query(sql(text)).bind(monitor).bind(since_us).bind(usual_us).bind(until_us).fetch_one(&self.read).await?;
         let count = |name: &str| -> Result<u64> { Ok(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or(0)) };
@@ -50,13 +51,13 @@ impl Store {
         Ok(row.map(|(item, since_us, n)| (item, since_us, u64::try_from(n).unwrap_or(0))))
     }
 
-    /// When a run of the monitor last did its work, in part or in full; release checks say nothing of the schedule.
+    /// When a run of the monitor last did its work, in part or in full; release checks and backfills say nothing of the schedule.
     ///
     /// # Errors
     /// The database's.
     pub async fn last_success(&self, monitor: &str) -> Result<Option<i64>> {
         let text = format!(
-            "SELECT finished_us FROM runs WHERE monitor = {MONITOR} AND status IN ('succeeded', 'partial') AND trigger <> 'gate' ORDER BY started_us DESC LIMIT 1"
+            "SELECT finished_us FROM runs WHERE monitor = {MONITOR} AND status IN ('succeeded', 'partial') AND {SPEAKING} ORDER BY started_us DESC LIMIT 1"
         );
         sqlx::query_scalar(sql(text)).bind(monitor).fetch_optional(&self.read).await
     }
@@ -66,7 +67,7 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn under_way(&self, monitor: &str) -> Result<Option<i64>> {
-        let text = format!("SELECT min(started_us) FROM runs WHERE monitor = {MONITOR} AND status = 'running'");
+        let text = format!("SELECT min(started_us) FROM runs WHERE monitor = {MONITOR} AND status = 'running' AND {SPEAKING}");
         sqlx::query_scalar(sql(text)).bind(monitor).fetch_one(&self.read).await
     }
 

@@ -56,9 +56,10 @@ impl Store {
     /// # Errors
     /// The database's; what no longer reads is left out.
     pub async fn told_of(&self, monitor: &str, alert: &str, since_us: i64) -> Result<Vec<AlertEvent>> {
-        // A fingerprint is `monitor/alert/when`, and `0` follows `/`.
-        let text =
-            "SELECT event FROM notices WHERE fingerprint >= $1 || '/' || $2 || '/' AND fingerprint < $1 || '/' || $2 || '0' AND created_us >= $3 ORDER BY id";
+        // A fingerprint is `monitor/alert/when`, that of one of several values `monitor/alert{label="value"}/when`; `0` follows `/` and
+        // `|` follows `{`.
+        let text = "SELECT event FROM notices WHERE (fingerprint >= $1 || '/' || $2 || '/' AND fingerprint < $1 || '/' || $2 || '0'
+            OR fingerprint >= $1 || '/' || $2 || '{' AND fingerprint < $1 || '/' || $2 || '|') AND created_us >= $3 ORDER BY id";
         let rows: Vec<String> = sqlx::query_scalar(text).bind(monitor).bind(alert).bind(since_us).fetch_all(&self.read).await?;
         Ok(rows.iter().filter_map(|event| serde_json::from_str(event).ok()).collect())
     }

@@ -44,7 +44,9 @@ pub(super) async fn retain(db: &mut SqliteConnection, retention: &Retention) -> 
     let sql = "DELETE FROM item_values WHERE (item, dimension) IN
         (SELECT v.item, v.dimension FROM item_values v LEFT JOIN items i ON i.id = v.item WHERE i.id IS NULL LIMIT $1)";
     gone += sqlx::query(sql).bind(limit).execute(&mut *db).await?.rows_affected();
-    let sql = "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE started_us < $1 AND status <> 'running' LIMIT $2)";
+    // What does not speak for today must not begin to when its run is forgotten.
+    let sql = "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE started_us < $1 AND status <> 'running'
+        AND (trigger NOT IN ('gate', 'backfill') OR NOT EXISTS (SELECT 1 FROM scores s WHERE s.run_id = runs.id)) LIMIT $2)";
     gone += sqlx::query(sql).bind(retention.runs_before_us).bind(limit).execute(&mut *db).await?.rows_affected();
     let sql = "DELETE FROM run_groups WHERE (name, run_id) IN (SELECT name, run_id FROM run_groups WHERE run_id NOT IN (SELECT id FROM runs) LIMIT $1)";
     gone += sqlx::query(sql).bind(limit).execute(&mut *db).await?.rows_affected();

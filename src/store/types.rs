@@ -292,7 +292,10 @@ pub enum TellingEnd {
         thread: Option<String>,
         members: Vec<AlertEvent>,
     },
-    Dead(String),
+    Dead {
+        error: String,
+        members: Vec<AlertEvent>,
+    },
     Again {
         failure: Failure,
         told: Told,

@@ -189,6 +189,7 @@ async fn take_mail(mut connection: TcpStream, mails: &Mutex<Vec<String>>) -> std
                 mails.lock().unwrap().push(mail);
                 "250 taken\r\n"
             }
+            "RCPT" if line.contains("gone@") => "550 no such mailbox\r\n",
             "QUIT" => "221 bye\r\n",
             _ => "250 ok\r\n",
         };
@@ -212,10 +213,55 @@ async fn a_mail_tells_the_beginning_and_the_end_in_one_thread() {
         let head = mail.split("\n\n").next().unwrap();
         head.lines().find_map(|line| line.strip_prefix(&format!("{name}: "))).map(str::to_owned)
     };
-    assert_eq!(mails.iter().map(|mail| header(mail, "Subject").unwrap()).collect::<Vec<_>>().len(), 2, "{mails:?}");
-    assert_eq!(header(&mails[0], "To").unwrap(), "ops@example.com, lead@example.com");
-    assert_eq!(header(&mails[1], "In-Reply-To"), header(&mails[0], "Message-ID"));
+    let to: Vec<String> = mails.iter().map(|mail| header(mail, "To").unwrap()).collect();
+    assert_eq!(to, ["ops@example.com", "lead@example.com", "ops@example.com", "lead@example.com"], "{mails:?}");
+    assert!(header(&mails[0], "Subject").unwrap().contains("firing") && header(&mails[2], "Subject").unwrap().contains("resolved"));
+    assert_eq!(header(&mails[2], "In-Reply-To"), header(&mails[0], "Message-ID"));
     assert!(mails.iter().all(|mail| header(mail, "Bcc").is_none()));
+}
+
+#[tokio::test]
+async fn a_mailbox_that_is_gone_keeps_no_other_from_its_mail() {
+    let (port, mails) = mail_server().await;
+    let mut site = site(json!({ "notify": [{ "email": "gone@example.com, ops@example.com" }] })).await;
+    site.settings["connections"]["email"] = json!({ "default": { "host": "127.0.0.1", "port": port, "security": "none", "from": "assayd@example.com" } });
+    site.save();
+    site.monitor("m", &monitor("support"));
+    answers(&site, &["m"], 0).await;
+    let taken = mails.lock().unwrap().clone();
+    assert_eq!(taken.len(), 1, "{taken:?}");
+    answers(&site, &["m"], 10).await;
+    assert_eq!(mails.lock().unwrap().len(), 2, "and the end of it");
+}
+
+#[tokio::test]
+async fn an_alert_that_changed_its_group_while_it_fired_ends_in_both() {
+    let mut site = site(json!({ "notify": [{ "slack": "#llm" }] })).await;
+    let mut spec = monitor("support");
+    spec["alerts"] = json!([{ "name": "low", "metric": "good", "when": "mean < 0.8", "over": "runs: 1", "repeat": "0s" }]);
+    site.monitor("m", &spec);
+    answers(&site, &["m"], 0).await;
+    site.settings["group_by"] = json!(["alertname"]);
+    site.save();
+    answers(&site, &["m"], 0).await;
+    assert_eq!(site.world.slack.messages().len(), 2, "said again, in its new group");
+    answers(&site, &["m"], 10).await;
+    let ended: Vec<Value> = site.world.slack.updates().iter().filter(|update| title(update).contains("Resolved")).map(|update| update["ts"].clone()).collect();
+    assert_eq!(ended.len(), 2, "{ended:?}");
+}
+
+#[tokio::test]
+async fn what_is_worse_than_all_that_fires_is_heard_in_the_channel() {
+    let site = site(json!({ "notify": [{ "slack": "#llm" }] })).await;
+    let mut spec = monitor("support");
+    spec["alerts"][1]["severity"] = json!("critical");
+    site.monitor("m", &spec);
+    answers(&site, &["m"], 6).await;
+    answers(&site, &["m"], 0).await;
+    let replies = site.world.slack.replies();
+    assert_eq!((replies.len(), &replies[0]["reply_broadcast"]), (1, &json!(true)), "{replies:?}");
+    answers(&site, &["m"], 6).await;
+    assert_eq!(site.world.slack.replies()[1]["reply_broadcast"], Value::Null);
 }
 
 #[tokio::test]

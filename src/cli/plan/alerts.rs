@@ -10,7 +10,7 @@ use crate::{
     },
     cli::{Failure, simulate::number},
     config::{AlertSpec, ConfidenceScope, MetricSpec, MonitorSpec, Over},
-    model::{AlertEvent, AlertEventKind, Judged, PastRun, RunReport},
+    model::{AlertEvent, AlertEventKind, Judged, PastRun, RunReport, alertname},
     statistics::{
         evidence::{Promise, Side},
         expect::delay,
@@ -48,11 +48,11 @@ pub(super) async fn plans(
         let scores = past.iter().filter(|run| run.ended >= since).map(|run| run.judged.len() as u64).sum();
         let fired = replay(&tried(alert, gap), &past).into_iter().filter(|firing| overlaps(*firing, since)).collect();
         let told = store.told_of(&spec.name, &alert.name, since.as_microsecond()).await?;
-        let memory = memories.iter().find(|(name, _)| *name == alert.name).and_then(|(_, json)| serde_json::from_str::<AlertMemory>(json).ok());
+        let kept = memories.iter().filter(|(name, _)| alertname(name) == alert.name).filter_map(|(_, json)| serde_json::from_str::<AlertMemory>(json).ok());
         let (recent, usual_runs) = store.recent_judged(&spec.name, metric.unwrap_or_default(), RECENT).await?;
         let n = runs.zip(of).and_then(|((looked, runs), of)| Some(real(*looked.would.as_ref()?.judgements.get(&of.name)?) / runs));
         let n = n.filter(|n| *n > 0.0).unwrap_or_else(|| real(recent.len() as u64) / real(usual_runs.max(1)));
-        let falls = number(alert, memory.clone()).and_then(|condition| falls(alert, condition, of, &recent, n, gap));
+        let falls = number(alert, kept).and_then(|condition| falls(alert, condition, of, &recent, n, gap));
         plans.push(AlertPlan {
             name: alert.name.clone(),
             condition: alert.when.to_string(),
@@ -69,7 +69,7 @@ pub(super) async fn plans(
 }
 
 fn known(memories: &[(String, String)], alert: &str) -> bool {
-    memories.iter().any(|(name, _)| name == alert)
+    memories.iter().any(|(name, _)| alertname(name) == alert)
 }
 
 fn overlaps(firing: Firing, since: Timestamp) -> bool {
@@ -90,6 +90,9 @@ fn caveat(alert: &AlertSpec, of: Option<&MetricSpec>, past: &[PastRun], keys: &[
     };
     if let Some(key) = keys.iter().find(judges_anew) {
         return Some(format!("{name}: tried on scores that were given before `{key}` changed; `assayd backfill` judges old items anew"));
+    }
+    if alert.by.is_some() {
+        return Some(format!("{name}: tried on all values together; what was told is that of each of them"));
     }
     let shared = alert.evidence.is_some_and(|evidence| evidence.scope == ConfidenceScope::Project);
     shared.then(|| format!("{name}: tried alone, without the other alerts that share its promise"))

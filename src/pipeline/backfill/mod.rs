@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 
 use self::{
-    draw::Draw,
+    draw::{Draw, Placed},
     place::{Place, place},
 };
 use super::{
@@ -295,10 +295,15 @@ impl<'a> Look<'a> {
         let keys: Vec<ItemKey> = new.iter().map(|(key, _)| *key).collect();
         let standing = if self.afresh { HashMap::new() } else { self.books.services.store.standing(&keys).await? };
         let (mut scored, mut drawn, mut open) = (Vec::new(), Vec::new(), Vec::new());
+        let mut placed = Vec::new();
         for (key, item) in new {
             self.books.tally().counts.fetched += 1;
             let of = standing.get(&key);
             let place = place(of, item.timestamp.as_microsecond() < self.runs_from_us, self.rejudge);
+            // Where nothing is drawn anew, nothing is drawn beside it.
+            if self.rejudge && matches!(place, Place::Scored | Place::Drawn) {
+                placed.push(Placed { id: item.id.clone(), item_us: item.timestamp.as_microsecond() });
+            }
             let candidate = |item| Open { key, item, given: None, known: of.is_some(), failed: None };
             match place {
                 Place::OfRuns => self.report(|report| report.left_to_runs += 1),
@@ -314,7 +319,7 @@ impl<'a> Look<'a> {
         self.decided(scored, true, taken).await?;
         self.decided(drawn, false, taken).await?;
         let found = candidates(self.books, open, Vec::new()).await?;
-        let drawn = self.draw.offer(found).await?;
+        let drawn = self.draw.offer(found, placed).await?;
         taken.extend(drawn.into_iter().map(|candidate| Taken { candidate, scored: false }));
         Ok(())
     }

@@ -3,7 +3,7 @@ use std::{fmt::Write as _, time::Duration};
 use async_trait::async_trait;
 use lettre::{
     AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
-    message::{Mailbox, Mailboxes, header::ContentType},
+    message::{Mailbox, header::ContentType},
     transport::smtp::{self, authentication::Credentials},
 };
 
@@ -19,6 +19,8 @@ use crate::{
 
 /// Of one mail, from the first greeting to the last word.
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// What only a person can mend is tried again this often.
+const PERSON: Duration = Duration::from_mins(10);
 /// A line of a header.
 const SUBJECT: usize = 150;
 const TEXT: usize = 2_000;
@@ -69,27 +71,50 @@ impl EmailNotifier {
 
 #[async_trait]
 impl Notifier for EmailNotifier {
+    /// A mail for each mailbox: one that is refused keeps it from no other.
     async fn notify(&self, news: &News, target: &str, so_far: &mut SoFar) -> Result<(), NotifyError> {
-        let mail = mail(news, &self.from, target, so_far.thread.as_deref()).map_err(NotifyError::Dead)?;
-        let sent = tokio::time::timeout(TIMEOUT, self.transport.send(mail)).await;
-        let error = match sent {
-            Ok(Ok(_)) => {
-                so_far.thread.get_or_insert_with(|| message_id(&news.id));
-                return Ok(());
+        let mailboxes = mailboxes(target).map_err(NotifyError::Dead)?;
+        let thread = so_far.thread.clone();
+        let mut refused = None;
+        for to in mailboxes.iter().skip(usize::try_from(so_far.pages).unwrap_or(usize::MAX)) {
+            let mail = mail(news, &self.from, to, thread.as_deref()).map_err(NotifyError::Dead)?;
+            match self.send(mail).await {
+                Ok(()) => so_far.thread = so_far.thread.take().or_else(|| Some(message_id(&news.id))),
+                Err(Refused { message, lasting: true }) if mailboxes.len() > 1 => {
+                    tracing::error!(to = %to, error = %message, "a mailbox refuses an alert that others get");
+                    refused = Some(message);
+                }
+                Err(Refused { message, lasting }) => {
+                    return Err(NotifyError::Retry { message, retry_after: lasting.then_some(PERSON), unsure: false });
+                }
             }
-            Ok(Err(error)) => error,
-            Err(_) => return Err(again(format!("no answer from the mail server within {TIMEOUT:?}"))),
-        };
-        // A mailbox that is not there may be made, a sender may be allowed; only the mail itself is wrong for ever.
-        let dead = error.status().is_some_and(|code| matches!(u16::from(code), 552 | 554));
-        let message = format!("mail: {}", cause(&error));
-        Err(if dead { NotifyError::Dead(message) } else { again(message) })
+            so_far.took_one();
+        }
+        match refused {
+            Some(message) if so_far.thread.is_none() => {
+                so_far.pages = 0;
+                Err(NotifyError::Retry { message, retry_after: Some(PERSON), unsure: false })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
-/// A mail that came twice has the same id, and is shown once by most mailboxes: nothing is unsure.
-fn again(message: String) -> NotifyError {
-    NotifyError::Retry { message, retry_after: None, unsure: false }
+impl EmailNotifier {
+    async fn send(&self, mail: Message) -> Result<(), Refused> {
+        match tokio::time::timeout(TIMEOUT, self.transport.send(mail)).await {
+            Ok(Ok(_)) => Ok(()),
+            // What lasts takes a person: a mailbox to be made, a sender to be allowed.
+            Ok(Err(error)) => Err(Refused { message: format!("mail: {}", cause(&error)), lasting: error.is_permanent() }),
+            Err(_) => Err(Refused { message: format!("no answer from the mail server within {TIMEOUT:?}"), lasting: false }),
+        }
+    }
+}
+
+/// Why a mail was not taken. A mail that came twice has the same id, and is shown once by most mailboxes: nothing is unsure.
+struct Refused {
+    message: String,
+    lasting: bool,
 }
 
 fn cause(error: &smtp::Error) -> String {
@@ -104,14 +129,9 @@ fn message_id(id: &str) -> String {
     format!("<{id}@assayd>")
 }
 
-fn mail(news: &News, from: &Mailbox, target: &str, thread: Option<&str>) -> Result<Message, String> {
-    let to: Mailboxes = mailboxes(target)?.into_iter().collect();
-    let mut mail = Message::builder()
-        .from(from.clone())
-        .mailbox(lettre::message::header::To::from(to))
-        .subject(subject(news))
-        .message_id(Some(message_id(&news.id)))
-        .header(ContentType::TEXT_PLAIN);
+fn mail(news: &News, from: &Mailbox, to: &Mailbox, thread: Option<&str>) -> Result<Message, String> {
+    let mut mail =
+        Message::builder().from(from.clone()).to(to.clone()).subject(subject(news)).message_id(Some(message_id(&news.id))).header(ContentType::TEXT_PLAIN);
     if let Some(thread) = thread {
         mail = mail.in_reply_to(thread.to_owned()).references(thread.to_owned());
     }
@@ -170,11 +190,11 @@ mod tests {
     fn a_mail_says_what_fires_and_carries_no_header_of_a_traces_making() {
         let hostile = AlertEvent { alert: "low\r\nBcc: all@example.com".to_owned(), ..example(AlertEventKind::Firing) };
         let from = "assayd <assayd@example.com>".parse().unwrap();
-        let mail = mail(&news(vec![hostile]), &from, "ops@example.com, lead@example.com", Some("<key-0@assayd>")).unwrap();
+        let mail = mail(&news(vec![hostile]), &from, &"ops@example.com".parse().unwrap(), Some("<key-0@assayd>")).unwrap();
         let text = String::from_utf8(mail.formatted()).unwrap();
         let (head, _) = text.split_once("\r\n\r\n").unwrap();
         assert!(!head.lines().any(|line| line.starts_with("Bcc")), "{head}");
-        for part in ["To: ops@example.com, lead@example.com", "Message-ID: <key-1@assayd>", "In-Reply-To: <key-0@assayd>"] {
+        for part in ["To: ops@example.com", "Message-ID: <key-1@assayd>", "In-Reply-To: <key-0@assayd>"] {
             assert!(head.contains(part), "no `{part}` in {head}");
         }
         assert_eq!(mailboxes("nobody").unwrap_err(), "`nobody` is no address of a mailbox");

@@ -91,7 +91,7 @@ async fn post(http: &Http, url: &str, headers: &BTreeMap<String, SecretString>, 
 #[cfg(test)]
 fn news(events: Vec<AlertEvent>) -> crate::model::News {
     let labels = BTreeMap::from([("monitor".to_owned(), "support".to_owned())]);
-    crate::model::News { id: "key-1".to_owned(), key: "key".to_owned(), labels, members: events.clone(), changes: events, first: true }
+    crate::model::News { id: "key-1".to_owned(), key: "key".to_owned(), labels, members: events.clone(), changes: events, first: true, louder: true }
 }
 
 #[cfg(test)]

@@ -34,13 +34,22 @@ impl Notifier for PagerdutyNotifier {
         let incidents = news.changes.iter().filter(|event| event.kind != AlertEventKind::Notice);
         for event in incidents.skip(usize::try_from(so_far.pages).unwrap_or(usize::MAX)) {
             let body = body(event, self.connection.routing_key.expose_secret().trim());
-            post(&self.http, &self.url, &std::collections::BTreeMap::new(), &body, "PagerDuty").await?;
+            match post(&self.http, &self.url, &std::collections::BTreeMap::new(), &body, "PagerDuty").await {
+                // A key is for a person to mend.
+                Err(NotifyError::Dead(message)) if message.to_lowercase().contains("routing key") => {
+                    return Err(NotifyError::Retry { message, retry_after: Some(PERSON), unsure: false });
+                }
+                Err(NotifyError::Dead(message)) => tracing::error!(alert = %event.alert, %message, "PagerDuty cannot read an alert, which is given up"),
+                other => other?,
+            }
             so_far.took_one();
         }
         Ok(())
     }
 }
 
+/// What only a person can mend is tried again this often.
+const PERSON: std::time::Duration = std::time::Duration::from_mins(10);
 // PagerDuty's limits.
 const SUMMARY: usize = 1_024;
 const DEDUP_KEY: usize = 255;

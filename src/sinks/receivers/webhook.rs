@@ -1,7 +1,7 @@
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use super::{annotations, labels, post, shared, status};
+use super::{annotations, label_name, labels, post, shared, status};
 use crate::{
     connections::WebhookConnection,
     model::{AlertEvent, AlertEventKind, News},
@@ -41,7 +41,7 @@ fn body(news: &News, receiver: &str, external_url: &str) -> Value {
         "groupKey": news.key,
         "status": if firing { "firing" } else { "resolved" },
         "receiver": receiver,
-        "groupLabels": news.labels,
+        "groupLabels": news.labels.iter().map(|(name, value)| (label_name(name), value)).collect::<std::collections::BTreeMap<_, _>>(),
         "commonLabels": shared(told.iter().map(labels)),
         "commonAnnotations": shared(told.iter().map(annotations)),
         "externalURL": external_url,

@@ -47,6 +47,15 @@ pub(super) struct Posted {
     pub ts: String,
 }
 
+/// Where a reply goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Thread<'a> {
+    /// Of its first message.
+    pub ts: &'a str,
+    /// It is shown in the channel, too.
+    pub loud: bool,
+}
+
 #[derive(Deserialize)]
 struct Messages {
     messages: Vec<Message>,
@@ -110,7 +119,7 @@ impl Client {
 
     /// Posts to a channel or into a thread of it; a webhook has its own channel and knows no threads. `None` where Slack
     /// does not say where the message went.
-    pub(super) async fn post(&self, channel: &str, thread_ts: Option<&str>, content: SlackMessageContent) -> Result<Option<Posted>, Failure> {
+    pub(super) async fn post(&self, channel: &str, thread: Option<Thread<'_>>, content: SlackMessageContent) -> Result<Option<Posted>, Failure> {
         let token = match &self.way {
             Way::Bot(token) => token,
             Way::Webhook(url) => {
@@ -125,7 +134,8 @@ impl Client {
             }
         };
         let mut request = SlackApiChatPostMessageRequest::new(SlackChannelId(channel.to_owned()), content).with_unfurl_links(false).with_unfurl_media(false);
-        request.thread_ts = thread_ts.map(|ts| SlackTs(ts.to_owned()));
+        request.thread_ts = thread.map(|thread| SlackTs(thread.ts.to_owned()));
+        request.reply_broadcast = thread.filter(|thread| thread.loud).map(|_| true);
         self.call(token, "chat.postMessage", &request, channel).await.map(Some)
     }
 
@@ -250,9 +260,9 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// The message or its thread was deleted.
+    /// The message, its thread or the channel in which it stands was deleted or archived.
     pub(super) fn is_gone(&self) -> bool {
-        matches!(self.code.as_str(), "message_not_found" | "thread_not_found")
+        matches!(self.code.as_str(), "message_not_found" | "thread_not_found" | "channel_not_found" | "is_archived" | "channel_is_archived")
     }
 
     /// The message is there and stays as it is.
@@ -266,7 +276,7 @@ impl Failure {
     }
 
     /// Whatever was said last: an earlier attempt may have been taken.
-    fn unsure(mut self) -> Self {
+    pub(super) fn unsure(mut self) -> Self {
         if let NotifyError::Retry { unsure, .. } = &mut self.error {
             *unsure = true;
         }

@@ -15,13 +15,12 @@ mod pages;
 mod render;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 pub use render::plain;
 use slack_morphism::SlackMessageContent;
 use url::Url;
 
 use self::{
-    client::{Client, Failure, Posted},
+    client::{Client, Failure, Posted, Thread},
     pace::Pace,
 };
 use super::{Notifier, NotifyError, SoFar};
@@ -68,30 +67,32 @@ impl SlackNotifier {
     /// The group's message, and after it what is too long for it.
     async fn begin(&self, news: &News, target: &str, so_far: &mut SoFar) -> Result<(), Failure> {
         for (at, page) in (0..).zip(pages::standing(news, self.external_url.as_ref())).skip(taken(so_far)) {
-            let parent = so_far.thread.as_deref().and_then(|thread| thread.split_once(':'));
-            let posted = self.once(page, &pages::page_id(news, at), target, parent, so_far.unsure_since).await?;
+            let thread = so_far.thread.clone();
+            let parent = thread.as_deref().and_then(|thread| thread.split_once(':')).map(|(channel, ts)| (channel, Thread { ts, loud: false }));
+            let posted = self.once(page, &pages::page_id(news, at), target, parent, so_far).await?;
             if at == 0 {
                 so_far.thread = posted.map(|posted| format!("{}:{}", posted.channel, posted.ts));
             }
-            so_far.took_one();
         }
         Ok(())
     }
 
-    /// The group's message is edited, and what happened is said in its thread.
+    /// The group's message is edited, and what happened is said in its thread; what is worse than all that fired is shown in the channel.
     async fn go_on(&self, news: &News, target: &str, thread: &str, so_far: &mut SoFar) -> Result<(), Failure> {
-        let Some(parent) = thread.split_once(':') else { return Ok(()) };
+        let Some((channel, ts)) = thread.split_once(':') else { return Ok(()) };
         let edited = pages::standing(news, self.external_url.as_ref()).into_iter().next();
         if let Some(edited) = edited {
-            match self.client.update(parent.0, parent.1, edited).await {
+            match self.client.update(channel, ts, edited).await {
                 // Too old to be edited, by the workspace's rules: the reply has to do.
                 Err(failure) if failure.cannot_edit() => {}
+                // Whether the reply was taken before is as unsure as it was.
+                Err(failure) if so_far.unsure_since.is_some() && !failure.is_gone() => return Err(failure.unsure()),
                 other => other?,
             }
         }
         for (at, page) in (0..).zip(pages::replies(news)).skip(taken(so_far)) {
-            self.once(page, &pages::page_id(news, at), target, Some(parent), so_far.unsure_since).await?;
-            so_far.took_one();
+            let parent = Some((channel, Thread { ts, loud: news.louder && at == 0 }));
+            self.once(page, &pages::page_id(news, at), target, parent, so_far).await?;
         }
         Ok(())
     }
@@ -102,20 +103,24 @@ impl SlackNotifier {
         page: SlackMessageContent,
         id: &str,
         target: &str,
-        parent: Option<(&str, &str)>,
-        unsure_since: Option<Timestamp>,
+        parent: Option<(&str, Thread<'_>)>,
+        so_far: &mut SoFar,
     ) -> Result<Option<Posted>, Failure> {
-        if let Some(since) = unsure_since
-            && let Some(found) = self.client.find(target, parent, since, id).await?
+        if let Some(since) = so_far.unsure_since
+            && let Some(found) = self.client.find(target, parent.map(|(channel, thread)| (channel, thread.ts)), since, id).await?
         {
+            // The next page may be there as well.
+            so_far.pages += 1;
             return Ok(Some(found));
         }
         // By the name that the channel goes by in the settings, so that messages and replies share its pace.
         self.pace.turn(target).await?;
-        match parent {
-            Some((channel, ts)) => self.client.post(channel, Some(ts), page).await,
-            None => self.client.post(target, None, page).await,
-        }
+        let posted = match parent {
+            Some((channel, thread)) => self.client.post(channel, Some(thread), page).await?,
+            None => self.client.post(target, None, page).await?,
+        };
+        so_far.took_one();
+        Ok(posted)
     }
 
     /// A webhook is one channel, whatever the target says.

@@ -105,8 +105,10 @@ fn ways_on(news: &News, kind: AlertEventKind, external_url: Option<&Url>) -> Opt
     let matchers = matchers(news);
     let Some(base) = external_url else {
         let words = matchers.iter().map(|(name, value)| format!("{name}={}", quoted(value))).collect::<Vec<_>>().join(" ");
-        return fires.then(|| small(format!("To silence: {}", escape(&format!("assayd silence add --for 2h --comment WHY {words}"), 1_000))));
+        return (fires && !words.is_empty())
+            .then(|| small(format!("To silence: {}", escape(&format!("assayd silence add --for 2h --comment WHY {words}"), 1_000))));
     };
+    let base = &directory(base);
     let daemon = link(base.as_str()).map(|url| format!("<{url}|assayd>"));
     let silence = fires.then(|| silence_url(base, &matchers)).and_then(|url| link(url.as_str())).map(|url| format!("<{url}|Silence>"));
     let links: Vec<String> = daemon.into_iter().chain(silence).collect();
@@ -122,6 +124,15 @@ fn matchers(news: &News) -> Vec<(&str, &str)> {
         }
         _ => news.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
     }
+}
+
+/// With a slash at its end: what the pages there link to lies below it.
+fn directory(base: &Url) -> Url {
+    let mut url = base.clone();
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().push("");
+    }
+    url
 }
 
 fn silence_url(base: &Url, matchers: &[(&str, &str)]) -> Url {

@@ -22,7 +22,7 @@ use crate::{
 
 // Slack's limits: header 150, section 3000, field 2000, context element 3000, 10 fields, 50 blocks, about 13 200 characters
 // over all blocks. The sizes below add up to less than 9 000 for three examples.
-const HEADER: usize = 150;
+const HEADER: usize = 140;
 const SENTENCE: usize = 1_000;
 const FIELD: usize = 200;
 const REASON: usize = 300;
@@ -123,7 +123,14 @@ fn header(event: &AlertEvent) -> SlackBlock {
 
 /// Plain text, in which Slack obeys nothing but emoji names.
 pub(super) fn heading(text: &str) -> SlackBlock {
-    SlackBlock::Header(SlackHeaderBlock::new(SlackBlockPlainText::new(one_line(text, HEADER)).into()))
+    let mut units = 0;
+    // Slack may count as UTF-16 does, in which an emoji is two.
+    let fits = |c: &char| {
+        units += c.len_utf16();
+        units <= HEADER
+    };
+    let text: String = one_line(text, HEADER).chars().take_while(fits).collect();
+    SlackBlock::Header(SlackHeaderBlock::new(SlackBlockPlainText::new(text).into()))
 }
 
 fn sentence(event: &AlertEvent) -> String {
@@ -464,7 +471,7 @@ pub(super) mod tests {
                         },
                         SlackBlock::Header(header) => {
                             let json = serde_json::to_value(header).unwrap();
-                            prop_assert!(json["text"]["text"].as_str().unwrap().chars().count() <= 150);
+                            prop_assert!(json["text"]["text"].as_str().unwrap().encode_utf16().count() <= 150);
                         }
                         _ => prop_assert!(false, "unexpected block"),
                     }

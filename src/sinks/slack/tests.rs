@@ -21,7 +21,7 @@ use crate::model::{AlertEvent, AlertEventKind};
 /// What happened in a group that people know of, or do not; the number tells news apart.
 fn news(n: u32, first: bool, changes: Vec<AlertEvent>, members: Vec<AlertEvent>) -> News {
     let labels = std::collections::BTreeMap::from([("monitor".to_owned(), "support-answers".to_owned())]);
-    News { id: format!("key-{n}"), key: "key".to_owned(), labels, changes, members, first }
+    News { id: format!("key-{n}"), key: "key".to_owned(), labels, changes, members, first, louder: false }
 }
 
 /// Of the one alert of a group.
