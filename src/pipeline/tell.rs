@@ -38,8 +38,9 @@ impl Couriers {
     pub async fn serve_notices(&self, services: &Services, mut stop: watch::Receiver<bool>) {
         let mut wake = services.outbox.subscribe();
         let (mut telling, mut busy) = (FuturesUnordered::new(), BTreeSet::new());
-        let mut until_us = None;
         loop {
+            // Told to stop, what is under way ends, and nothing further is begun.
+            let mut until_us = None;
             if !*stop.borrow() {
                 match self.next_round(services, &busy).await {
                     Ok(Found { due, until_us: next }) => {

@@ -267,6 +267,44 @@ async fn what_nobody_could_ever_read_holds_up_nothing() {
     assert_eq!(story.heard(), ["b firing | b firing"]);
 }
 
+#[tokio::test]
+async fn a_receiver_that_never_answers_holds_up_no_other() {
+    let story = Story::new();
+    story.faults([Fault::KilledBefore]);
+    let other = Listener::default();
+    story
+        .alive(async |services, couriers| {
+            couriers.set_notifier("test", "other", Arc::new(other.clone()));
+            let (stop, stopped) = watch::channel(false);
+            let serve = couriers.serve_notices(services, stopped);
+            let told = async {
+                for n in 0..30 {
+                    story.happens(services, &[(&format!("a{n}"), Firing)]).await;
+                }
+                services.outbox.send_replace(());
+                story.listener.killed.notified().await;
+                let route = Route { sink: "test".to_owned(), connection: "other".to_owned(), target: "#y".to_owned() };
+                let notices = vec![NewNotice { group: Group::alone(route, "b"), event: story.event("b", Firing) }];
+                services.store.record_alerts(MovedAlerts { monitor: "m".to_owned(), notices, ..MovedAlerts::default() }).await.unwrap();
+                services.outbox.send_replace(());
+                let heard = async {
+                    while other.heard.lock().unwrap().news.is_empty() {
+                        tokio::task::yield_now().await;
+                    }
+                };
+                // Far more than it takes: without it a test that fails would never end.
+                tokio::time::timeout(Duration::from_secs(60), heard).await.expect("the other is told");
+            };
+            tokio::select! {
+                () = serve => unreachable!("nobody asked it to stop"),
+                () = told => {}
+            }
+            drop(stop);
+        })
+        .await;
+    assert!(story.heard().is_empty() && other.heard.lock().unwrap().news.len() == 1);
+}
+
 /// Every place at which a kill can fall: before we say that we begin, before it is heard, before we know that it was, after.
 const KILLS: [Option<Fault>; 3] = [None, Some(Fault::KilledBefore), Some(Fault::KilledAfter)];
 
